@@ -1,0 +1,45 @@
+"""Packaging of vgan_fast.
+
+The code of `vgan_fast.kernels` and `vgan_fast.loaders` lives in the top-level folders `kernels/`
+and `loaders/`; `package_dir` maps them, and two symbolic links inside `vgan_fast/` give a checkout
+and type checkers the same names.
+"""
+
+from setuptools import setup
+
+setup(
+    name="vgan_fast",
+    version="0.1.0",
+    description="Generative models of short video, trained as fast as the hardware allows",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["vgan_fast", "vgan_fast.kernels", "vgan_fast.loaders"],
+    package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
+    package_data={"vgan_fast": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26,<3",
+        "nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'",
+        "opencv-python-headless>=4.10,<6",
+        "av>=14,<19",
+        "imageio>=2.36,<3",
+        "pillow>=11,<14",
+        "pebble>=5.1,<6",
+        "click>=8.1,<9",
+        "tqdm>=4.66,<5",
+        "tensorboard>=2.18,<3",
+        "safetensors>=0.5,<1",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8.3,<10",
+            "pytest-benchmark>=5.1,<6",
+            "scipy>=1.13,<2",
+            "ruff>=0.12,<1",
+        ],
+    },
+)
