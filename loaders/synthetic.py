@@ -1,0 +1,138 @@
+"""The embedded data set: objects moving over still, textured backgrounds, with known masks.
+
+Endless and drawn on the training device. Clip `index` of a seed is a pure function of the two, so
+the loader's state is one integer; the two splits of one seed share no clip.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OBJECTS = 3  # most objects in a clip; each clip shows one to three
+WAVES = 3  # plane waves in a background's texture
+DRAWS = 64  # uniform numbers reserved for each clip, a multiple of Philox's 4 per counter
+
+
+class SyntheticClips:
+    """An endless source of clips with the interface of a loader over files.
+
+    Args:
+        frames, size: clips are (T, H, W) = (frames, size, size).
+        batch_size: clips in a batch.
+        seed: any integer >= 0.
+        device: where the clips are drawn.
+        split: "train" or "held-out"; different clips of the same distribution.
+        position: number of batches to pass over.
+    """
+
+    def __init__(
+        self,
+        *,
+        frames: int,
+        size: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        split: Literal["train", "held-out"] = "train",
+        position: int = 0,
+    ):
+        self.frames, self.size, self.batch_size = frames, size, batch_size
+        self.device = torch.device(device)
+        self.position = position
+        self._key = np.array([seed, ("train", "held-out").index(split)], dtype=np.uint64)
+
+    @property
+    def summary(self) -> str:
+        """One line on what the batches hold."""
+        return (
+            f"synthetic clips, endless: one to {OBJECTS} objects moving over a still background, "
+            f"{self.frames} frames of {self.size}x{self.size}"
+        )
+
+    def next_batch(self) -> Tensor:
+        """The next clips: uint8 (N, T, H, W, 3), RGB, contiguous."""
+        return self.next_batch_with_masks()[0]
+
+    def next_batch_with_masks(self) -> tuple[Tensor, Tensor]:
+        """The next clips and the cover of their objects, fp32 (N, T, H, W) in [0, 1]."""
+        draws = self._draws(self.position * self.batch_size)
+        self.position += 1
+        scenery, movers = draws.split([3 + 6 * WAVES, DRAWS - (3 + 6 * WAVES)], dim=1)
+        return _compose(_background(scenery, self.size), *_objects(movers, self.frames, self.size))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _draws(self, first: int) -> Tensor:
+        generator = np.random.Philox(key=self._key).advance(first * DRAWS // 4)
+        uniform = np.random.Generator(generator).random((self.batch_size, DRAWS))
+        return torch.from_numpy(uniform).to(self.device)
+
+
+def _background(u: Tensor, size: int) -> Tensor:
+    """Colour plus plane waves, fp32 (N, 3, H, W) in [0, 1], from uniform numbers (N, 3 + 6 waves).
+
+    Phases are taken in float64, so that the rounded pixel does not depend on the batch around it.
+    """
+    base, angle, cycles, phase, tint = u.split([3, WAVES, WAVES, WAVES, 3 * WAVES], dim=1)
+    base, tint = 0.25 + 0.5 * base, tint.unflatten(1, (WAVES, 3)) - 0.5
+    angle, phase = 2 * math.pi * angle, 2 * math.pi * phase
+    cycles = 0.5 + 1.5 * cycles  # periods across the picture
+    at = (torch.arange(size, dtype=u.dtype, device=u.device) + 0.5) / size
+    x = (cycles * torch.cos(angle))[..., None, None] * at
+    y = (cycles * torch.sin(angle))[..., None, None] * at[:, None]
+    waves = torch.sin(2 * math.pi * (x + y) + phase[..., None, None])
+    texture = torch.einsum("nkc,nkhw->nchw", 0.3 * tint, waves)
+    return (base[..., None, None] + texture).clamp(0, 1).float()
+
+
+def _objects(u: Tensor, frames: int, size: int) -> tuple[list[Tensor], Tensor]:
+    """Cover of each object, fp32 (N, T, H, W) in [0, 1], and colours (N, objects, 3) in [0, 1].
+
+    An object is a disc or a square of radius 0.1 to 0.2 picture widths that crosses 0.4 to 1.2
+    widths during the clip and bounces off the borders.
+    """
+    count, u = u[:, :1], u[:, 1 : 1 + 9 * OBJECTS].unflatten(1, (OBJECTS, 9))
+    present = torch.arange(OBJECTS, device=u.device) < 1 + torch.floor(count * OBJECTS)
+    radius = 0.1 + 0.1 * u[..., 0]
+    travel, heading = 0.4 + 0.8 * u[..., 1], 2 * math.pi * u[..., 2]
+    colour = torch.where(u[..., 3:6] < 0.5, 0.3 * u[..., 3:6], 1 - 0.3 * (1 - u[..., 3:6]))
+    square = u[..., 6] < 0.5
+    time = torch.arange(frames, dtype=u.dtype, device=u.device) / frames
+
+    def path(start: Tensor, velocity: Tensor) -> Tensor:
+        room = (1 - 2 * radius)[..., None]
+        unfolded = start[..., None] * room + velocity[..., None] * time
+        return radius[..., None] + room - (unfolded.remainder(2 * room) - room).abs()
+
+    at = (torch.arange(size, dtype=torch.float32, device=u.device) + 0.5) / size
+    centre_x = path(u[..., 7], travel * torch.cos(heading)).float()
+    centre_y = path(u[..., 8], travel * torch.sin(heading)).float()
+    covers = []
+    for k in range(OBJECTS):
+        dx = (at - centre_x[:, k, :, None]).abs()[:, :, None, :]
+        dy = (at - centre_y[:, k, :, None]).abs()[:, :, :, None]
+        is_square = square[:, k, None, None, None]
+        distance = torch.where(is_square, torch.maximum(dx, dy), (dx * dx + dy * dy).sqrt_())
+        edge = (radius[:, k].float() * size + 0.5)[:, None, None, None]
+        cover = (edge - size * distance).clamp_(0, 1)
+        covers.append(cover.mul_(present[:, k, None, None, None]))
+    return covers, colour.float()
+
+
+def _compose(background: Tensor, covers: list[Tensor], colour: Tensor) -> tuple[Tensor, Tensor]:
+    """Later objects hide earlier ones; uint8 (N, T, H, W, 3) and the joint cover (N, T, H, W)."""
+    clear = torch.ones_like(covers[0])
+    shares = []
+    for cover in reversed(covers):
+        shares.append(clear * cover)
+        clear = clear * (1 - cover)
+    n, t, h, w = clear.shape
+    shares = torch.stack(shares[::-1], dim=-1).view(n, t * h * w, len(covers))
+    painted = torch.bmm(shares, colour).view(n, t, h, w, 3)
+    still = background.permute(0, 2, 3, 1)[:, None]
+    video = painted.addcmul_(still, clear[..., None])
+    return video.mul_(255).round_().to(torch.uint8), 1 - clear

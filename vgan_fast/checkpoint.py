@@ -1,0 +1,132 @@
+"""Checkpoints: a folder of safetensors weights, optimiser and random state, and settings.
+
+A checkpoint appears whole or not at all, carries the hash of each of its files, and is read
+without running any code of its own.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from vgan_fast.errors import UserError
+from vgan_fast.files import written_whole
+from vgan_fast.settings import Settings
+
+WEIGHTS, STATE, SETTINGS, HASHES = "weights.safetensors", "state.pt", "settings.json", "sha256.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save_checkpoint(
+    run: Path, step: int, networks: dict[str, nn.Module], state: dict, settings: Settings
+) -> Path:
+    """Write `run/checkpoints/step-…` and drop all but the newest `settings.keep`.
+
+    Args:
+        run: folder of the training run.
+        step: number of finished training steps.
+        networks: by name; their parameters and buffers are stored as `name.key`.
+        state: tensors and plain values only.
+        settings: how the networks were built.
+
+    Raises:
+        UserError: when it cannot be written; older checkpoints are then untouched.
+    """
+    target = run / "checkpoints" / f"step-{step:08d}"
+    if target.exists():  # A run resumed at its last step; what is there was checked on reading.
+        return target
+    with written_whole(target, folder=True) as folder:
+        weights = {
+            f"{name}.{key}": value.contiguous().cpu()
+            for name, network in networks.items()
+            for key, value in network.state_dict().items()
+        }
+        # Not save_file: it reports a full disk as an error of its own, without the error number.
+        (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+        with (folder / STATE).open("wb") as file:
+            torch.save({**state, "step": step}, file)
+        settings.save(folder / SETTINGS)
+        hashes = {name: _sha256(folder / name) for name in (WEIGHTS, STATE, SETTINGS)}
+        (folder / HASHES).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
+    for old in list_checkpoints(run)[: -settings.keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(p.name))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at `path`, or the newest one of the run at `path`.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if (path / WEIGHTS).exists() or _NAME.fullmatch(path.name):
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        raise UserError(f"{path}: holds no checkpoint; give the folder of a run of vgan_fast.train")
+    return found[-1]
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint any byte of which is missing or changed.
+
+    Raises:
+        UserError: naming the file, and the checkpoint before this one where there is one.
+    """
+    try:
+        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
+        broken = [
+            name for name in (WEIGHTS, STATE, SETTINGS) if hashes[name] != _sha256(path / name)
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        broken = [HASHES]
+    if broken:
+        earlier = [p for p in list_checkpoints(path.parent.parent) if p.name < path.name]
+        remedy = f"remove it and use {earlier[-1]}" if earlier else "there is no earlier one"
+        raise UserError(f"{path / broken[0]}: is missing, truncated or corrupt; {remedy}")
+
+
+def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
+    """Fill `networks` from the checkpoint's weights of the same names.
+
+    Raises:
+        UserError: when the checkpoint is broken or was made by networks of another shape.
+    """
+    check_checkpoint(path)
+    weights = safetensors.torch.load_file(path / WEIGHTS)
+    for name, network in networks.items():
+        own = network.state_dict()
+        stored = {
+            key.removeprefix(f"{name}."): value
+            for key, value in weights.items()
+            if key.startswith(f"{name}.")
+        }
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
+            raise UserError(
+                f"{path}: holds no {name} of this shape; use the sizes in its {SETTINGS}"
+            )
+        network.load_state_dict(stored)
+
+
+def load_state(path: Path) -> dict:
+    """The state given to `save_checkpoint`, with `step`; tensors and plain values, no code.
+
+    Raises:
+        UserError: when the checkpoint is broken.
+    """
+    check_checkpoint(path)
+    return torch.load(path / STATE, map_location="cpu", weights_only=True)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

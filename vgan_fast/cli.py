@@ -1,0 +1,57 @@
+"""What the command line programs share."""
+
+import dataclasses
+import sys
+import typing
+
+import click
+
+from vgan_fast.errors import UserError
+
+
+class Program(click.Command):
+    """A command that reports bad input as one line on stderr, with exit status 2."""
+
+    def main(self, *args, **kwargs):
+        """Run; see `click.Command.main`."""
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except click.ClickException as error:
+            print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
+            status = 2
+        except (click.Abort, KeyboardInterrupt):
+            print("error: interrupted", file=sys.stderr)
+            status = 130
+        sys.exit(status)
+
+
+def options_of(settings: type):
+    """Decorator: a command line option for each field of a dataclass, None where not given."""
+
+    def decorate(command):
+        types = typing.get_type_hints(settings)
+        for field in reversed(dataclasses.fields(settings)):
+            flag = "--" + field.name.replace("_", "-")
+            command = click.option(
+                flag,
+                field.name,
+                type=_click_type(types[field.name]),
+                is_flag=types[field.name] is bool,
+                default=None,
+                help=field.metadata["help"],
+            )(command)
+        return command
+
+    return decorate
+
+
+def _click_type(annotation):
+    if typing.get_origin(annotation) is typing.Literal:
+        return click.Choice(typing.get_args(annotation))
+    if annotation is bool:
+        return click.BOOL
+    # The plain type of `float | None`; others are plain already.
+    return next(iter(typing.get_args(annotation)), annotation)

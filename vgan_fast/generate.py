@@ -1,0 +1,133 @@
+"""`python -m vgan_fast.generate`: clips from a trained generator."""
+
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from vgan_fast.checkpoint import check_checkpoint, find_checkpoint, load_weights
+from vgan_fast.cli import Program
+from vgan_fast.errors import UserError
+from vgan_fast.gan_step import build_generator, sample_streams
+from vgan_fast.pictures import (
+    FPS,
+    animated_grid,
+    as_frames,
+    film_strip,
+    stream_rows,
+    write_picture,
+)
+from vgan_fast.settings import Settings, resolve_device
+
+BATCH = 64  # clips made at a time
+
+
+@click.command(cls=Program)
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("samples.gif"),
+    show_default=True,
+    help="one .gif or .mp4 animation or .png film strip of all clips; with another name a folder "
+    "with a file for each clip",
+)
+@click.option(
+    "--each",
+    type=click.Choice(["mp4", "gif", "png"]),
+    default="mp4",
+    show_default=True,
+    help="format of the files in a folder",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1_000_000),
+    default=16,
+    show_default=True,
+    help="number of clips",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="seed of the latents; the first clips of a seed do not depend on --count",
+)
+@click.option(
+    "--to-seed",
+    type=click.IntRange(0),
+    default=None,
+    help="interpolate: clips along the arc from the first latent of --seed to that of this",
+)
+@click.option(
+    "--streams", is_flag=True, help="show foreground, mask and background beside each clip"
+)
+@click.option(
+    "--fps",
+    type=click.IntRange(1, 120),
+    default=FPS,
+    show_default=True,
+    help="frames per second of animations",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
+    """Make clips with the generator in RUN, a folder of vgan_fast.train or one of its checkpoints."""
+    checkpoint = find_checkpoint(run)
+    check_checkpoint(checkpoint)
+    settings = Settings.load(checkpoint / "settings.json")
+    if streams and settings.model != "two-stream":
+        raise UserError(f"--streams: the generator in {run} has one stream only")
+    device = resolve_device(device)
+    generator = build_generator(settings)
+    load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
+    generator.to(device)
+    latents = draw_latents(count, settings.latent, seed, to_seed).to(device)
+    whole = out.suffix in (".gif", ".mp4", ".png")
+    if not whole and out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
+
+    made = []
+    for first in range(0, count, BATCH):
+        clips = sample_streams(generator, latents[first : first + BATCH])
+        if not streams:
+            clips = {"video": clips["video"]}
+        # Streams of a clip lie side by side: one wide clip.
+        frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
+        if whole:
+            made.append(frames)
+        else:
+            for i, clip in enumerate(frames, start=first):
+                picture = film_strip(clip[None]) if each == "png" else animated_grid(clip[None])
+                write_picture(out / f"clip-{i:06d}.{each}", picture, fps)
+    if whole:
+        frames = np.concatenate(made)
+        write_picture(
+            out, film_strip(frames) if out.suffix == ".png" else animated_grid(frames), fps
+        )
+    print(f"{count} clips of {settings.frames} frames from {checkpoint}: {out}")
+    return 0
+
+
+def draw_latents(count: int, size: int, seed: int, to_seed: int | None = None) -> torch.Tensor:
+    """Latents (count, size) fp32 from N(0, 1), or along the arc between two seeds' first ones.
+
+    The arc keeps the length typical of Gaussian codes, which a straight line would shorten.
+    """
+
+    def drawn(seed: int, rows: int) -> torch.Tensor:
+        return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+
+    if to_seed is None:
+        return drawn(seed, count)
+    start, end = drawn(seed, 1), drawn(to_seed, 1)
+    angle = torch.acos(torch.cosine_similarity(start, end).clamp(-1, 1))
+    if angle < 1e-4:
+        return start.repeat(count, 1)
+    way = torch.linspace(0, 1, count)[:, None]
+    return (torch.sin((1 - way) * angle) * start + torch.sin(way * angle) * end) / torch.sin(angle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

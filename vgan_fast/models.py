@@ -1,0 +1,192 @@
+"""The networks of "Generating Videos with Scene Dynamics" in plain PyTorch.
+
+Clips are (N, 3, T, H, W) in [-1, 1]; latents are (N, latent). The default sizes are the paper's:
+32 frames of 64x64, width 64, latent 100. Other sizes keep the scheme: L = log2(size / 4) stride-2
+layers, channel widths halving from width * 2**(L-1) to width, and a first (generator) or last
+(discriminator) kernel of (frames / 2**L) x 4 x 4.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vgan_fast.errors import UserError
+from vgan_fast.kernels.blend import mask_blend
+
+DISCRIMINATOR_NORM_EPS = 1e-3  # the original's; the generator keeps the library's 1e-5
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Size of one clip and of the networks over it.
+
+    Raises:
+        UserError: when no network of stride-2 layers fits the sizes.
+    """
+
+    frames: int = 32
+    size: int = 64
+    width: int = 64
+    latent: int = 100
+
+    def __post_init__(self):
+        for name in ("frames", "size"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise UserError(f"--{name} {value}: must be a power of two")
+        if not 8 <= self.size <= 1024:
+            raise UserError(f"--size {self.size}: must lie between 8 and 1024")
+        if self.frames < self.size // 4:
+            raise UserError(
+                f"--frames {self.frames}: at --size {self.size} at least {self.size // 4} frames "
+                "are needed (every stride-2 layer halves time as well as space)"
+            )
+        if self.frames > 1024:
+            raise UserError(f"--frames {self.frames}: must be at most 1024")
+        if not 1 <= self.width <= 1024:
+            raise UserError(f"--width {self.width}: must lie between 1 and 1024")
+        if not 1 <= self.latent <= 65536:
+            raise UserError(f"--latent {self.latent}: must lie between 1 and 65536")
+
+    @property
+    def levels(self) -> int:
+        """Number of stride-2 layers, L."""
+        return int(math.log2(self.size // 4))
+
+    @property
+    def depth(self) -> int:
+        """Frames left at the 4x4 end of the networks."""
+        return self.frames >> self.levels
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each layer from the 4x4 end outwards, e.g. [512, 256, 128, 64]."""
+        return [self.width << level for level in reversed(range(self.levels))]
+
+
+def _initialise(network: nn.Module) -> None:
+    """DCGAN initialisation: weights N(0, 0.01), norm weights N(1, 0.02), all biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)
+
+
+def _upsampler(shape: ClipShape, convolution: type, norm: type, first_kernel: tuple[int, ...]):
+    """Latent -> `width` channels at half the output's resolution (paper section 3.1)."""
+    widths = shape.widths
+    layers = [convolution(shape.latent, widths[0], first_kernel), norm(widths[0]), nn.ReLU()]
+    for inner, outer in zip(widths, widths[1:], strict=False):
+        layers += [convolution(inner, outer, 4, stride=2, padding=1), norm(outer), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What a two-stream generator made: G = m * f + (1 - m) * b (paper equation 3).
+
+    Attributes:
+        video: (N, 3, T, H, W) in [-1, 1].
+        foreground: (N, 3, T, H, W) in [-1, 1].
+        mask: (N, 1, T, H, W) in [0, 1].
+        background: (N, 3, H, W) in [-1, 1], the same in every frame.
+        mask_mean: scalar fp32, mean of the mask over everything.
+    """
+
+    video: Tensor
+    foreground: Tensor
+    mask: Tensor
+    background: Tensor
+    mask_mean: Tensor
+
+
+class OneStreamGenerator(nn.Module):
+    """Latent (N, latent) -> video (N, 3, T, H, W) in [-1, 1]: paper section 3.1."""
+
+    def __init__(self, shape: ClipShape):
+        super().__init__()
+        self.shape = shape
+        kernel = (shape.depth, 4, 4)
+        self.foreground = _upsampler(shape, nn.ConvTranspose3d, nn.BatchNorm3d, kernel)
+        self.head = nn.ConvTranspose3d(shape.width, 3, 4, stride=2, padding=1)
+        _initialise(self)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Make one video for each row of `latent`."""
+        return torch.tanh(self.head(self.foreground(latent[:, :, None, None, None])).float())
+
+
+class TwoStreamGenerator(nn.Module):
+    """Latent (N, latent) -> moving foreground over a still background: paper section 3.2.
+
+    The foreground's and the mask's last layers share their input, so they are one layer of 3 + 1
+    output channels (`head`).
+
+    Args:
+        shape: sizes of clip and networks.
+        mask_bias: initial bias of the mask's logit; 0 is the paper's.
+    """
+
+    def __init__(self, shape: ClipShape, mask_bias: float = 0.0):
+        super().__init__()
+        self.shape = shape
+        kernel = (shape.depth, 4, 4)
+        self.foreground = _upsampler(shape, nn.ConvTranspose3d, nn.BatchNorm3d, kernel)
+        self.head = nn.ConvTranspose3d(shape.width, 3 + 1, 4, stride=2, padding=1)
+        self.background = _upsampler(shape, nn.ConvTranspose2d, nn.BatchNorm2d, kernel[1:])
+        self.background_head = nn.ConvTranspose2d(shape.width, 3, 4, stride=2, padding=1)
+        _initialise(self)
+        nn.init.constant_(self.head.bias[3:], mask_bias)
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Video for each row of `latent`, and the mask's mean (scalar fp32) for its penalty."""
+        return mask_blend(*self._logits(latent))
+
+    def streams(self, latent: Tensor) -> Streams:
+        """The video together with the streams that it was blended from."""
+        head, background = self._logits(latent)
+        video, mask_mean = mask_blend(head, background)
+        return Streams(
+            video=video,
+            foreground=torch.tanh(head[:, :3].float()),
+            mask=torch.sigmoid(head[:, 3:].float()),
+            background=torch.tanh(background.float()),
+            mask_mean=mask_mean,
+        )
+
+    def _logits(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.head(self.foreground(latent[:, :, None, None, None]))
+        background = self.background_head(self.background(latent[:, :, None, None]))
+        return head, background
+
+
+class Discriminator(nn.Module):
+    """Clip (N, 3, T, H, W) -> logits (N, outputs): paper section 3.3.
+
+    Args:
+        shape: sizes of clip and networks.
+        outputs: 1 for one logit (real against generated); 2 for the original's softmax pair.
+    """
+
+    def __init__(self, shape: ClipShape, outputs: int = 1):
+        super().__init__()
+        widths = shape.widths[::-1]
+        layers = [nn.Conv3d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for inner, outer in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.Conv3d(inner, outer, 4, stride=2, padding=1),
+                nn.BatchNorm3d(outer, eps=DISCRIMINATOR_NORM_EPS),
+                nn.LeakyReLU(0.2),
+            ]
+        layers.append(nn.Conv3d(widths[-1], outputs, (shape.depth, 4, 4)))
+        self.layers = nn.Sequential(*layers)
+        _initialise(self)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Score each clip; larger means more real (K = 1), or columns generated, real (K = 2)."""
+        return self.layers(clip).flatten(1)

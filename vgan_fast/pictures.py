@@ -1,0 +1,86 @@
+"""Clips as pictures a person looks at: animated grids (GIF, MP4) and film strips (PNG)."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from torch import Tensor
+
+from vgan_fast.files import written_whole
+
+GAP = 2  # pixels of white between clips
+SHOWN = 128  # small clips are enlarged to about this height
+FPS = 12  # a clip of 32 frames lasts 2.7 s
+
+
+def as_frames(clip: Tensor) -> np.ndarray:
+    """Frames uint8 (N, T, H, W, 3) of clips (N, 3 or 1, T, H, W) in [-1, 1]; one channel is grey."""
+    frames = ((clip.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return frames.expand(-1, 3, -1, -1, -1).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def stream_rows(streams: dict[str, Tensor], rows: int) -> np.ndarray:
+    """Animation whose rows are samples and whose columns are the streams, uint8 (T, H, W, 3).
+
+    Args:
+        streams: clips (N, C, T, H, W) in [-1, 1] by name, in the order of the columns.
+        rows: samples shown.
+    """
+    columns = [as_frames(clip[:rows]) for clip in streams.values()]
+    return _tiled(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns))
+
+
+def animated_grid(clips: np.ndarray) -> np.ndarray:
+    """Animation of clips uint8 (N, T, H, W, 3) side by side, as square as it gets: (T, H, W, 3)."""
+    return _tiled(clips, int(np.ceil(np.sqrt(len(clips)))))
+
+
+def film_strip(clips: np.ndarray, shown: int = 8) -> np.ndarray:
+    """Picture uint8 (H, W, 3): a row for each clip (N, T, H, W, 3), `shown` frames evenly spaced."""
+    picks = np.linspace(0, clips.shape[1] - 1, min(shown, clips.shape[1])).round().astype(int)
+    frames = clips[:, picks].reshape(-1, 1, *clips.shape[2:])
+    return _tiled(frames, len(picks))[0]
+
+
+def write_picture(path: Path, picture: np.ndarray, fps: int = FPS) -> None:
+    """Write a picture (H, W, 3) as PNG or an animation (T, H, W, 3) as GIF or MP4, by suffix.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    with written_whole(path) as part:
+        part.write_bytes(encode(picture, path.suffix, fps))
+
+
+def encode(picture: np.ndarray, suffix: str, fps: int = FPS) -> bytes:
+    """The bytes of a `.png`, `.gif` (endless) or `.mp4` (H.264) file."""
+    if suffix == ".gif":
+        return iio.imwrite(
+            "<bytes>", picture, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0
+        )
+    if suffix == ".mp4":
+        # H.264's common pixel format halves the colour planes, so sides must be even.
+        padding = [(0, 0), (0, picture.shape[1] % 2), (0, picture.shape[2] % 2), (0, 0)]
+        return iio.imwrite(
+            "<bytes>",
+            np.pad(picture, padding, mode="edge"),
+            extension=".mp4",
+            plugin="pyav",
+            codec="libx264",
+            fps=fps,
+        )
+    return iio.imwrite("<bytes>", picture, extension=".png", plugin="pillow")
+
+
+def _tiled(clips: np.ndarray, columns: int) -> np.ndarray:
+    """Lay clips (N, T, H, W, 3) out in rows of `columns`, enlarged, with white gaps."""
+    scale = max(1, SHOWN // clips.shape[2])
+    clips = clips.repeat(scale, axis=2).repeat(scale, axis=3)
+    n, t, h, w, _ = clips.shape
+    rows = -(-n // columns)
+    sheet = np.full((t, rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, 3), 255, np.uint8)
+    for i, clip in enumerate(clips):
+        top, left = GAP + i // columns * (h + GAP), GAP + i % columns * (w + GAP)
+        sheet[:, top : top + h, left : left + w] = clip
+    return sheet

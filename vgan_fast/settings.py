@@ -1,0 +1,155 @@
+"""Every setting of a training run, in one frozen dataclass with presets."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vgan_fast.errors import UserError
+from vgan_fast.models import ClipShape
+
+
+def _option(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A training run, fully resolved: no value is left to be chosen."""
+
+    data: str = _option("synthetic", "folder or list file of clips, or 'synthetic'")
+    model: Literal["two-stream", "one-stream"] = _option("two-stream", "generator architecture")
+    steps: int = _option(100_000, "total training steps, those before --resume included")
+    batch_size: int = _option(64, "clips in a batch; incomplete batches are dropped")
+    frames: int = _option(32, "frames of a clip, a power of two")
+    size: int = _option(64, "height and width of a clip in pixels, a power of two")
+    width: int = _option(64, "channels of the layer next to the pixels; the others double inwards")
+    latent: int = _option(100, "entries of the latent code")
+    loss: Literal["cross-entropy", "hinge"] = _option("cross-entropy", "adversarial loss")
+    logits: Literal["1", "2"] = _option(
+        "1", "discriminator outputs: one log odds, or the original's softmax pair"
+    )
+    schedule: Literal["fresh", "original"] = _option(
+        "fresh",
+        "generator step through a new pass of the updated discriminator, or as the original "
+        "through its stale activations (needs --backend reference)",
+    )
+    optimizer: Literal["adam", "sgd"] = _option("adam", "Adam (beta1 0.5), or SGD (momentum 0.9)")
+    lr: float = _option(2e-4, "learning rate of both networks")
+    lr_d: float | None = _option(None, "learning rate of the discriminator  [default: --lr]")
+    mask_penalty: float = _option(0.1, "weight of the mask's mean in the generator's loss")
+    mask_bias: float = _option(0.0, "initial bias of the mask's logit; negative starts transparent")
+    average: float = _option(
+        0.0, "decay per step of the moving average of the generator used for samples; 0 is off"
+    )
+    min_frames: int = _option(1, "shortest usable file; shorter than a clip is padded by its end")
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
+    backend: Literal["auto", "fused", "reference"] = _option(
+        "auto", "fastest path here, our fused kernels in every layer, or the plain reference"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = _option(
+        "auto", "activations and products; statistics, losses and weights are always fp32"
+    )
+    seed: int = _option(0, "seed of weights, latents and data order")
+    sample_every: int = _option(500, "steps between pictures")
+    checkpoint_every: int = _option(500, "steps between checkpoints")
+    keep: int = _option(3, "newest checkpoints kept")
+    deterministic: bool = _option(False, "refuse operations that are not repeatable bit for bit")
+
+    def __post_init__(self):
+        ClipShape(self.frames, self.size, self.width, self.latent)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        for name in ("lr", "lr_d"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+        if not 0 <= self.average < 1:
+            raise UserError(f"--average {self.average}: must lie in [0, 1)")
+        if self.loss == "hinge" and self.logits != "1":
+            raise UserError("--loss hinge needs --logits 1: a margin is defined on one logit")
+        if self.model == "one-stream" and (self.mask_bias or self.mask_penalty):
+            raise UserError(
+                "--model one-stream has no mask: leave --mask-bias and --mask-penalty at 0"
+            )
+        if self.backend == "fused":
+            raise UserError(
+                "--backend fused: the fused kernels are not part of this version; "
+                "use --backend auto or reference"
+            )
+        if self.schedule == "original" and self.backend != "reference":
+            raise UserError("--schedule original needs --backend reference")
+        if self.backend == "reference" and self.precision == "bf16":
+            raise UserError("--backend reference is fp32 only: use --precision fp32 or auto")
+
+    @property
+    def shape(self) -> ClipShape:
+        """Sizes of the clips and networks."""
+        return ClipShape(self.frames, self.size, self.width, self.latent)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Settings":
+        """Read back what `save` wrote.
+
+        Raises:
+            UserError: when the file is missing, is no JSON, or holds other or ill-typed settings.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read as settings ({error})") from error
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != known:
+            raise UserError(f"{path}: does not hold the settings of this version's runs")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"{path}: holds a setting of the wrong type ({error})") from error
+
+
+_LEAST = {
+    "steps": 1,
+    "batch_size": 2,
+    "mask_penalty": 0,
+    "min_frames": 1,
+    "seed": 0,
+    "sample_every": 1,
+    "checkpoint_every": 1,
+    "keep": 1,
+}
+
+# What a run takes where the command line says nothing: the paper's sizes on a GPU, and on a CPU
+# a size that shows learning within minutes on two cores.
+PRESETS: dict[str, dict] = {
+    "cuda": {},
+    "cpu": {
+        "steps": 900,
+        "batch_size": 32,
+        "size": 32,
+        "width": 32,
+        "sample_every": 150,
+        "checkpoint_every": 300,
+    },
+}
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for.
+
+    Raises:
+        UserError: for `cuda` where PyTorch sees no GPU.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+    return torch.device(device)

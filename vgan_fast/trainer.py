@@ -1,0 +1,196 @@
+"""The training loop: progress, logging, pictures, checkpoints and signals, whatever the task."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from vgan_fast.checkpoint import save_checkpoint
+from vgan_fast.errors import UserError
+from vgan_fast.files import explained
+from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write_picture
+from vgan_fast.settings import Settings
+
+READ_EVERY = 10  # steps between reading losses, which waits for the device
+ROWS = 6  # samples in a picture
+
+
+class TrainingStep(Protocol):
+    """What the loop asks of a task."""
+
+    networks: dict[str, nn.Module]
+
+    def __call__(self, frames: Tensor) -> dict[str, Tensor]:
+        """Train on one batch and return scalars on the device."""
+
+    def sample(self, count: int) -> dict[str, Tensor]:
+        """Clips in [-1, 1] by stream, the same latents at every call."""
+
+    def state_dict(self) -> dict:
+        """All but the weights that the next step depends on."""
+
+
+class ClipSource(Protocol):
+    """What the loop asks of a loader."""
+
+    position: int
+
+    def next_batch(self) -> Tensor:
+        """The next clips: uint8 (N, T, H, W, 3) on the step's device."""
+
+
+def train(
+    step: TrainingStep,
+    clips: ClipSource,
+    settings: Settings,
+    run: Path,
+    finished: int = 0,
+    profiler: torch.profiler.profile | None = None,
+) -> int | None:
+    """Run steps `finished` + 1 to `settings.steps`.
+
+    Writes into `run`: `checkpoints/`, `pictures/` (film strip PNG and GIF of the streams) and
+    TensorBoard's event file. Ctrl-C and SIGTERM end the loop after the step at hand.
+
+    Args:
+        step: the task.
+        clips: where batches come from.
+        settings: steps, and how often to save and to sample.
+        run: folder of the run.
+        finished: steps done before.
+        profiler: entered around the loop and told of each step.
+
+    Returns:
+        The signal that ended the loop early, None when all steps were done. Either way the last
+        finished step is saved.
+
+    Raises:
+        UserError: when a loss is no longer finite or an output cannot be written.
+    """
+    pace = _Pace(finished)
+    bar = tqdm(total=settings.steps, initial=finished, unit="step", dynamic_ncols=True)
+    with bar, _Signals() as signals, explained(run), SummaryWriter(str(run)) as writer:
+
+        def save(done: int) -> None:
+            state = {"task": step.state_dict(), "position": clips.position}
+            save_checkpoint(run, done, step.networks, state, settings)
+
+        def picture(done: int) -> None:
+            streams = step.sample(ROWS)
+            animation = stream_rows(streams, ROWS)
+            write_picture(run / "pictures" / f"step-{done:08d}.gif", animation)
+            strip = film_strip(as_frames(streams["video"]))
+            write_picture(run / "pictures" / f"step-{done:08d}.png", strip)
+            _add_animation(writer, "samples", animation, done)
+
+        done = finished
+        while done < settings.steps and signals.caught is None:
+            losses = step(pace.fetch(clips))
+            done += 1
+            bar.update()
+            if profiler is not None:
+                profiler.step()
+            if done % READ_EVERY == 0 or done == settings.steps:
+                _report(losses, pace, bar, writer, done, settings.batch_size)
+            if done % settings.sample_every == 0 or done == settings.steps:
+                pace.pause(picture, done)
+            if done % settings.checkpoint_every == 0:
+                pace.pause(save, done)
+        save(done)
+    return signals.caught
+
+
+class _Pace:
+    """Rate of steps, and share of the time spent waiting for data, since they were last read."""
+
+    def __init__(self, done: int):
+        self._begin(done)
+
+    def _begin(self, done: int) -> None:
+        self._since, self._done, self._waited = time.perf_counter(), done, 0.0
+
+    def fetch(self, clips: ClipSource) -> Tensor:
+        """The next batch; the wait is counted."""
+        before = time.perf_counter()
+        frames = clips.next_batch()
+        self._waited += time.perf_counter() - before
+        return frames
+
+    def pause(self, action: Callable[[int], None], done: int) -> None:
+        """Do what is no part of training; its time is left out."""
+        before = time.perf_counter()
+        action(done)
+        self._since += time.perf_counter() - before
+
+    def read(self, done: int) -> tuple[float, float]:
+        """Steps per second and share of waiting; both start anew."""
+        elapsed = time.perf_counter() - self._since
+        rates = (done - self._done) / elapsed, self._waited / elapsed
+        self._begin(done)
+        return rates
+
+
+def _report(
+    losses: dict[str, Tensor],
+    pace: _Pace,
+    bar: tqdm,
+    writer: SummaryWriter,
+    done: int,
+    batch_size: int,
+) -> None:
+    values = {name: float(value) for name, value in losses.items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(
+            f"the loss '{broken[0]}' is not finite at step {done}: --resume continues from the "
+            "last checkpoint; a lower --lr may help"
+        )
+    steps_per_second, wait = pace.read(done)
+    rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
+    bar.set_postfix_str(
+        " ".join(f"{name} {value:.3f}" for name, value in values.items())
+        + f" | {rates['clips/s']:.1f} clips/s, data wait {wait:.0%}"
+    )
+    for name, value in values.items():
+        writer.add_scalar(f"loss/{name}", value, done)
+    for name, value in rates.items():
+        writer.add_scalar(f"speed/{name}", value, done)
+
+
+def _add_animation(writer: SummaryWriter, tag: str, animation: np.ndarray, done: int) -> None:
+    # TensorBoard plays a GIF where it expects an image; add_video would want a further library.
+    image = Summary.Image(
+        height=animation.shape[1],
+        width=animation.shape[2],
+        colorspace=3,
+        encoded_image_string=encode(animation, ".gif"),
+    )
+    value = Summary.Value(tag=tag, image=image)
+    writer.file_writer.add_summary(Summary(value=[value]), done)
+
+
+class _Signals:
+    """Remember the first Ctrl-C or SIGTERM; a second one acts as if unhandled."""
+
+    caught: int | None = None
+
+    def __enter__(self):
+        self._previous = {s: signal.signal(s, self._catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number, _frame):
+        self.caught = number
+        self.__exit__()
