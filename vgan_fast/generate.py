@@ -16,7 +16,6 @@ from vgan_fast.pictures import (
     animated_grid,
     as_frames,
     film_strip,
-    stream_rows,
     write_picture,
 )
 from vgan_fast.settings import Settings, resolve_device
@@ -73,7 +72,7 @@ BATCH = 64  # clips made at a time
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
-    """Make clips with the generator in RUN, a folder of vgan_fast.train or one of its checkpoints."""
+    """Make clips with the generator in RUN: a run of vgan_fast.train or one of its checkpoints."""
     checkpoint = find_checkpoint(run)
     check_checkpoint(checkpoint)
     settings = Settings.load(checkpoint / "settings.json")

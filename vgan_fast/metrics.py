@@ -1,4 +1,4 @@
-"""How good samples are: Fréchet distance on a fixed random extractor, motion and mask statistics."""
+"""How good samples are: Fréchet distance on a fixed extractor, motion and mask statistics."""
 
 from collections.abc import Iterable
 

@@ -6,6 +6,7 @@ layers, channel widths halving from width * 2**(L-1) to width, and a first (gene
 (discriminator) kernel of (frames / 2**L) x 4 x 4.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def _upsampler(shape: ClipShape, convolution: type, norm: type, first_kernel: tu
     """Latent -> `width` channels at half the output's resolution (paper section 3.1)."""
     widths = shape.widths
     layers = [convolution(shape.latent, widths[0], first_kernel), norm(widths[0]), nn.ReLU()]
-    for inner, outer in zip(widths, widths[1:], strict=False):
+    for inner, outer in itertools.pairwise(widths):
         layers += [convolution(inner, outer, 4, stride=2, padding=1), norm(outer), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -177,7 +178,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = shape.widths[::-1]
         layers = [nn.Conv3d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in itertools.pairwise(widths):
             layers += [
                 nn.Conv3d(inner, outer, 4, stride=2, padding=1),
                 nn.BatchNorm3d(outer, eps=DISCRIMINATOR_NORM_EPS),

@@ -15,7 +15,7 @@ FPS = 12  # a clip of 32 frames lasts 2.7 s
 
 
 def as_frames(clip: Tensor) -> np.ndarray:
-    """Frames uint8 (N, T, H, W, 3) of clips (N, 3 or 1, T, H, W) in [-1, 1]; one channel is grey."""
+    """Frames uint8 (N, T, H, W, 3) of clips (N, 3 or 1, T, H, W) in [-1, 1]; 1 channel is grey."""
     frames = ((clip.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return frames.expand(-1, 3, -1, -1, -1).permute(0, 2, 3, 4, 1).cpu().numpy()
 
@@ -37,7 +37,7 @@ def animated_grid(clips: np.ndarray) -> np.ndarray:
 
 
 def film_strip(clips: np.ndarray, shown: int = 8) -> np.ndarray:
-    """Picture uint8 (H, W, 3): a row for each clip (N, T, H, W, 3), `shown` frames evenly spaced."""
+    """Picture uint8 (H, W, 3): a row for each clip (N, T, H, W, 3), `shown` evenly spaced frames."""
     picks = np.linspace(0, clips.shape[1] - 1, min(shown, clips.shape[1])).round().astype(int)
     frames = clips[:, picks].reshape(-1, 1, *clips.shape[2:])
     return _tiled(frames, len(picks))[0]

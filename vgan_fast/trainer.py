@@ -54,7 +54,6 @@ def train(
     settings: Settings,
     run: Path,
     finished: int = 0,
-    profiler: torch.profiler.profile | None = None,
 ) -> int | None:
     """Run steps `finished` + 1 to `settings.steps`.
 
@@ -67,7 +66,6 @@ def train(
         settings: steps, and how often to save and to sample.
         run: folder of the run.
         finished: steps done before.
-        profiler: entered around the loop and told of each step.
 
     Returns:
         The signal that ended the loop early, None when all steps were done. Either way the last
@@ -97,8 +95,6 @@ def train(
             losses = step(pace.fetch(clips))
             done += 1
             bar.update()
-            if profiler is not None:
-                profiler.step()
             if done % READ_EVERY == 0 or done == settings.steps:
                 _report(losses, pace, bar, writer, done, settings.batch_size)
             if done % settings.sample_every == 0 or done == settings.steps:
