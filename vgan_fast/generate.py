@@ -116,7 +116,9 @@ def draw_latents(count: int, size: int, seed: int, to_seed: int | None = None) -
     """
 
     def drawn(seed: int, rows: int) -> torch.Tensor:
-        return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+        # Row by row: how one large draw begins depends on where it ends.
+        generator = torch.Generator().manual_seed(seed)
+        return torch.stack([torch.randn(size, generator=generator) for _ in range(rows)])
 
     if to_seed is None:
         return drawn(seed, count)

@@ -37,7 +37,7 @@ def animated_grid(clips: np.ndarray) -> np.ndarray:
 
 
 def film_strip(clips: np.ndarray, shown: int = 8) -> np.ndarray:
-    """Picture uint8 (H, W, 3): a row for each clip (N, T, H, W, 3), `shown` evenly spaced frames."""
+    """Picture uint8 (H, W, 3): a row of `shown` frames for each clip (N, T, H, W, 3)."""
     picks = np.linspace(0, clips.shape[1] - 1, min(shown, clips.shape[1])).round().astype(int)
     frames = clips[:, picks].reshape(-1, 1, *clips.shape[2:])
     return _tiled(frames, len(picks))[0]

@@ -1,0 +1,28 @@
+import subprocess
+import sys
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_importing_the_package_needs_no_triton_dali_or_gpu():
+    code = """
+import sys
+for absent in ("triton", "nvidia", "cv2", "av"):
+    sys.modules[absent] = None
+import vgan_fast, vgan_fast.kernels, vgan_fast.loaders
+assert "torch" not in sys.modules
+import vgan_fast.train, vgan_fast.generate, vgan_fast.metrics
+import torch
+assert not torch.cuda.is_initialized()
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_folders_refuse_their_bare_names():
+    for name in ("kernels", "loaders"):
+        result = python(f"import {name}")
+        assert result.returncode != 0
+        assert f"vgan_fast.{name}" in result.stderr

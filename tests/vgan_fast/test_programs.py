@@ -1,0 +1,311 @@
+"""`vgan_fast.train` and `vgan_fast.generate` as their users meet them."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from vgan_fast import generate, train
+from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
+
+TINY = [
+    "--frames",
+    "4",
+    "--size",
+    "16",
+    "--width",
+    "4",
+    "--latent",
+    "8",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
+
+
+def run(program, *arguments):
+    """Exit status of a program run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        program.main([str(a) for a in arguments])
+    return stop.value.code or 0
+
+
+def start(*arguments):
+    """A training program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vgan_fast.train", *TINY, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process, condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def weights(folder):
+    return safetensors.torch.load_file(find_checkpoint(folder) / "weights.safetensors")
+
+
+def assert_same_weights(first, second):
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Six steps, with a checkpoint at three."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    arguments = [*TINY, "--steps", 6, "--checkpoint-every", 3, "--sample-every", 3, "--out", out]
+    assert run(train.main, *arguments) == 0
+    return out
+
+
+def test_a_run_leaves_checkpoints_pictures_and_scalars(trained):
+    assert [p.name for p in list_checkpoints(trained)] == ["step-00000003", "step-00000006"]
+    assert {p.name for p in (trained / "pictures").iterdir()} == {
+        f"step-0000000{step}.{suffix}" for step in (3, 6) for suffix in ("gif", "png")
+    }
+    animation = iio.imread(trained / "pictures" / "step-00000006.gif")
+    assert animation.shape[0] == 4
+    # Four columns (video, foreground, mask, background) of 128 pixels, six rows.
+    assert animation.shape[1:3] == (6 * 130 + 2, 4 * 130 + 2)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained)).Reload().Tags()
+    assert {"loss/d", "loss/g", "loss/mask", "speed/clips/s"} <= set(events["scalars"])
+    assert events["images"] == ["samples"]
+
+
+def test_resume_is_bit_for_bit_the_run_that_never_stopped(trained, tmp_path):
+    out = tmp_path / "halves"
+    common = [*TINY, "--checkpoint-every", 3, "--sample-every", 3, "--out", out]
+    assert run(train.main, *common, "--steps", 3) == 0
+    assert run(train.main, "--resume", "--out", out, "--steps", 6) == 0
+    assert_same_weights(out, trained)
+    states = [
+        torch.load(find_checkpoint(o) / "state.pt", weights_only=True) for o in (out, trained)
+    ]
+    assert states[0]["position"] == states[1]["position"] == 6
+    assert torch.equal(states[0]["task"]["random"], states[1]["task"]["random"])
+
+
+def test_killed_runs_resume_from_their_last_checkpoint(trained, tmp_path):
+    out = tmp_path / "killed"
+    process = start("--steps", 100000, "--checkpoint-every", 3, "--out", out, "--keep", 99999)
+    wait_for(process, lambda: (out / "checkpoints" / "step-00000003").exists())
+    process.kill()
+    process.wait()
+    for later in list_checkpoints(out)[1:]:  # What it did beyond step 3 before the kill came.
+        for file in later.iterdir():
+            file.unlink()
+        later.rmdir()
+    assert run(train.main, "--resume", "--out", out, "--steps", 6) == 0
+    assert_same_weights(out, trained)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_saves_and_leaves(tmp_path, number):
+    out = tmp_path / "stopped"
+    process = start("--steps", 100000, "--sample-every", 2, "--out", out)
+    wait_for(process, lambda: list(out.glob("pictures/*.png")))
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "--resume" in stdout
+    assert "Traceback" not in stderr
+    assert find_checkpoint(out)
+
+
+def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(train.main, *TINY, "--dry-run") == 0
+    assert "generator" in capsys.readouterr().out
+    assert run(train.main, *TINY, "--frames", 3) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "12"], "--frames 12"),
+        (["--size", "20"], "--size 20"),
+        (["--size", "1024"], "--frames 4"),
+        (["--batch-size", "1"], "--batch-size 1"),
+        (["--steps", "0"], "--steps 0"),
+        (["--lr", "0"], "--lr 0"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--lr-d", "-1"], "--lr-d -1"),
+        (["--average", "1"], "--average 1"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--loss", "hinge", "--logits", "2"], "--loss hinge needs --logits 1"),
+        (["--loss", "wasserstein"], "--loss"),
+        (["--backend", "fused"], "--backend fused"),
+        (["--schedule", "original"], "--backend reference"),
+        (["--backend", "reference", "--precision", "bf16"], "fp32 only"),
+        (["--model", "one-stream", "--mask-bias", "-1"], "--model one-stream"),
+        (["--data", "no-such-folder"], "no-such-folder"),
+        (["--steps", "many"], "--steps"),
+        (["--stepz", "1"], "--stepz"),
+        (["--resume"], "--resume: no run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_get_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(train.main, *TINY, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_where_there_is_none(capsys):
+    assert run(train.main, "--device", "cuda") == 2
+    assert "--device cuda" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_not_overwritten(trained, capsys):
+    assert run(train.main, *TINY, "--steps", 9, "--out", trained) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_settings(trained, capsys):
+    assert run(train.main, "--resume", "--out", trained, "--width", 8, "--steps", 9) == 2
+    assert "--width 8" in capsys.readouterr().err
+    assert run(train.main, "--resume", "--out", trained) == 2
+    assert "has all its 6 steps" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_named(trained, tmp_path, capsys):
+    import shutil
+
+    out = tmp_path / "damaged"
+    shutil.copytree(trained, out)
+    file = find_checkpoint(out) / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert run(train.main, "--resume", "--out", out, "--steps", 9) == 2
+    error = capsys.readouterr().err
+    assert "step-00000006/weights.safetensors" in error
+    assert "step-00000003" in error
+    assert run(generate.main, out, "--out", tmp_path / "x.gif") == 2
+    assert not (tmp_path / "x.gif").exists()
+
+
+def test_a_full_disk_ends_with_one_line_and_whole_checkpoints(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "full"
+    real = torch.save
+    saves = []
+
+    def fills_up(*arguments, **options):
+        saves.append(1)
+        if len(saves) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch, "save", fills_up)
+    assert run(train.main, *TINY, "--steps", 6, "--checkpoint-every", 2, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert "the disk is full" in error
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    arguments = [*TINY, "--steps", 40, "--lr", "1e30", "--out", tmp_path / "nan"]
+    assert run(train.main, *arguments) == 2
+    assert "is not finite" in capsys.readouterr().err
+
+
+def test_profile_writes_a_trace_and_trains_no_further(tmp_path, capsys):
+    assert run(train.main, *TINY, "--profile", "--out", tmp_path / "p") == 0
+    assert (tmp_path / "p" / "trace.json").stat().st_size > 10_000
+    assert "Self CPU" in capsys.readouterr().out
+
+
+def test_one_stream_and_deterministic_runs(tmp_path):
+    arguments = ["--model", "one-stream", "--deterministic", "--steps", 2, "--out", tmp_path / "o"]
+    try:
+        assert run(train.main, *TINY, *arguments) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert iio.imread(tmp_path / "o/pictures/step-00000002.gif").shape[2] == 130 + 2
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4", "png"])
+def test_generate_one_picture_of_all_clips(trained, tmp_path, suffix):
+    out = tmp_path / f"samples.{suffix}"
+    assert run(generate.main, trained, "--out", out, "--count", 5, "--seed", 3) == 0
+    picture = iio.imread(out, plugin="pyav") if suffix == "mp4" else iio.imread(out)
+    if suffix == "png":
+        assert picture.shape == (5 * 130 + 2, 4 * 130 + 2, 3)
+    else:
+        assert picture.shape[:3] == (4, 2 * 130 + 2, 3 * 130 + 2)
+    assert picture.std() > 1
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_generate_is_seeded_and_a_longer_list_begins_with_the_shorter(trained, tmp_path):
+    def clips(name, *arguments):
+        out = tmp_path / name
+        assert run(generate.main, trained, "--out", out, "--each", "png", *arguments) == 0
+        return [iio.imread(p) for p in sorted(out.iterdir())]
+
+    short, long = clips("short", "--count", 2), clips("long", "--count", 4)
+    other = clips("other", "--count", 2, "--seed", 1)
+    assert len(short) == 2
+    assert len(long) == 4
+    assert np.array_equal(short, long[:2])
+    assert not np.array_equal(short, other)
+    way = clips("way", "--count", 3, "--to-seed", 1)
+    assert np.array_equal(way[0], short[0])
+    assert np.array_equal(way[2], other[0])
+    assert not np.array_equal(way[1], way[0])
+
+
+def test_generate_streams_side_by_side(trained, tmp_path):
+    out = tmp_path / "streams.png"
+    assert run(generate.main, trained, "--out", out, "--count", 1, "--streams") == 0
+    strip = iio.imread(out)
+    assert strip.shape[1] == 4 * (4 * 128 + 2) + 2  # Four frames, each four streams wide.
+
+
+def test_generate_refuses_what_it_cannot_read_or_write(trained, tmp_path, capsys):
+    assert run(generate.main, tmp_path) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert run(generate.main, tmp_path / "absent") == 2
+    assert "absent" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run(generate.main, trained, "--out", tmp_path / "file") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert run(generate.main, trained, "--out", tmp_path / "file" / "x.gif") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_latents_along_the_arc_keep_their_length():
+    way = generate.draw_latents(9, 100, 0, 1)
+    lengths = way.norm(dim=1)
+    ends = lengths[[0, -1]]
+    assert lengths.min() > 0.97 * ends.min()
+    steps = way.diff(dim=0).norm(dim=1)
+    torch.testing.assert_close(steps, steps.mean().expand(8), rtol=0.15, atol=0)
+    assert torch.equal(
+        generate.draw_latents(3, 5, 0, 0), generate.draw_latents(1, 5, 0).expand(3, 5)
+    )
