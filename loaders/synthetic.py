@@ -89,18 +89,19 @@ def _background(u: Tensor, size: int) -> Tensor:
     return (base[..., None, None] + texture).clamp(0, 1).float()
 
 
-def _objects(u: Tensor, frames: int, size: int) -> tuple[list[Tensor], Tensor]:
-    """Cover of each object, fp32 (N, T, H, W) in [0, 1], and colours (N, objects, 3) in [0, 1].
+def _objects(u: Tensor, frames: int, size: int) -> tuple[Tensor, Tensor]:
+    """Covers fp32 (N, objects, T, H, W) in [0, 1], and colours (N, objects, 3) in [0, 1].
 
-    An object is a disc or a square of radius 0.1 to 0.2 picture widths that crosses 0.4 to 1.2
-    widths during the clip and bounces off the borders.
+    An object is the superellipse |dx / r|^p + |dy / r|^p <= 1, a disc (p = 2) or a rounded square
+    (p = 8), of radius 0.1 to 0.2 picture widths. It crosses 0.4 to 1.2 widths during the clip and
+    bounces off the borders.
     """
     count, u = u[:, :1], u[:, 1 : 1 + 9 * OBJECTS].unflatten(1, (OBJECTS, 9))
     present = torch.arange(OBJECTS, device=u.device) < 1 + torch.floor(count * OBJECTS)
     radius = 0.1 + 0.1 * u[..., 0]
     travel, heading = 0.4 + 0.8 * u[..., 1], 2 * math.pi * u[..., 2]
     colour = torch.where(u[..., 3:6] < 0.5, 0.3 * u[..., 3:6], 1 - 0.3 * (1 - u[..., 3:6]))
-    square = u[..., 6] < 0.5
+    power = torch.where(u[..., 6] < 0.5, 8.0, 2.0).to(u.dtype)
     time = torch.arange(frames, dtype=u.dtype, device=u.device) / frames
 
     def path(start: Tensor, velocity: Tensor) -> Tensor:
@@ -108,31 +109,29 @@ def _objects(u: Tensor, frames: int, size: int) -> tuple[list[Tensor], Tensor]:
         unfolded = start[..., None] * room + velocity[..., None] * time
         return radius[..., None] + room - (unfolded.remainder(2 * room) - room).abs()
 
-    at = (torch.arange(size, dtype=torch.float32, device=u.device) + 0.5) / size
-    centre_x = path(u[..., 7], travel * torch.cos(heading)).float()
-    centre_y = path(u[..., 8], travel * torch.sin(heading)).float()
-    covers = []
-    for k in range(OBJECTS):
-        dx = (at - centre_x[:, k, :, None]).abs()[:, :, None, :]
-        dy = (at - centre_y[:, k, :, None]).abs()[:, :, :, None]
-        is_square = square[:, k, None, None, None]
-        distance = torch.where(is_square, torch.maximum(dx, dy), (dx * dx + dy * dy).sqrt_())
-        edge = (radius[:, k].float() * size + 0.5)[:, None, None, None]
-        cover = (edge - size * distance).clamp_(0, 1)
-        covers.append(cover.mul_(present[:, k, None, None, None]))
+    centre_x = path(u[..., 7], travel * torch.cos(heading))
+    centre_y = path(u[..., 8], travel * torch.sin(heading))
+    at = (torch.arange(size, dtype=u.dtype, device=u.device) + 0.5) / size
+    radius, power = radius[..., None, None], power[..., None, None]
+    across = ((at - centre_x[..., None]) / radius).abs() ** power  # (N, objects, T, W)
+    down = ((at - centre_y[..., None]) / radius).abs() ** power  # (N, objects, T, H)
+    # The border is one pixel wide where it crosses the axes.
+    slope = radius * size / power
+    across, down = (slope * across).float(), (0.5 + slope * (1 - down)).float()
+    covers = down[..., :, None] - across[..., None, :]
+    covers = covers.clamp_(0, 1).mul_(present[..., None, None, None])
     return covers, colour.float()
 
 
-def _compose(background: Tensor, covers: list[Tensor], colour: Tensor) -> tuple[Tensor, Tensor]:
-    """Later objects hide earlier ones; uint8 (N, T, H, W, 3) and the joint cover (N, T, H, W)."""
-    clear = torch.ones_like(covers[0])
-    shares = []
-    for cover in reversed(covers):
-        shares.append(clear * cover)
-        clear = clear * (1 - cover)
-    n, t, h, w = clear.shape
-    shares = torch.stack(shares[::-1], dim=-1).view(n, t * h * w, len(covers))
-    painted = torch.bmm(shares, colour).view(n, t, h, w, 3)
-    still = background.permute(0, 2, 3, 1)[:, None]
-    video = painted.addcmul_(still, clear[..., None])
-    return video.mul_(255).round_().to(torch.uint8), 1 - clear
+def _compose(background: Tensor, covers: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+    """Later objects hide earlier ones; uint8 (N, T, H, W, 3) and the joint cover (N, T, H, W).
+
+    `covers` is overwritten by the share of each pixel that its object is seen in.
+    """
+    n, objects, t, h, w = covers.shape
+    clear = torch.ones_like(covers[:, 0])
+    for k in reversed(range(objects)):
+        clear -= covers[:, k].mul_(clear)
+    painted = torch.bmm(255 * colour.mT, covers.view(n, objects, -1)).view(n, 3, t, h, w)
+    painted.addcmul_(255 * background[:, :, None], clear[:, None]).round_()
+    return painted.permute(0, 2, 3, 4, 1).to(torch.uint8).contiguous(), 1 - clear

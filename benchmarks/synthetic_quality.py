@@ -1,0 +1,171 @@
+"""Train on the synthetic clips, one run a seed, and measure what the samples are worth.
+
+    python -m benchmarks.synthetic_quality --seeds 0 1 2 --steps 3000 --runs runs/quality
+
+Each run is `python -m vgan_fast.train --steps … --seed …` in a process of its own; a finished run
+in the folder is measured again, not trained again. Prints a table, and writes it and a film strip
+of each seed to --results.
+
+The Fréchet distances are on `vgan_fast.metrics.RandomExtractor`, against 2,048 held-out clips:
+the samples', and for scale those of other real clips, of real clips frozen at their first frame,
+and of the generator before training.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import describe
+from vgan_fast.checkpoint import find_checkpoint, load_weights
+from vgan_fast.errors import UserError
+from vgan_fast.gan_step import build_generator, sample_streams
+from vgan_fast.kernels.frames import normalise_frames
+from vgan_fast.loaders.synthetic import SyntheticClips
+from vgan_fast.metrics import (
+    RandomExtractor,
+    features,
+    frechet_distance,
+    mask_auc,
+    motion_energy,
+)
+from vgan_fast.pictures import as_frames, film_strip, write_picture
+from vgan_fast.settings import Settings
+
+CLIPS = 2048
+BATCH = 64
+LOOKED_AT = 4  # batches for the statistics of masks and motion
+HELD_OUT_SEED = 1000
+
+
+def train(run: Path, seed: int, steps: int, options: list[str]) -> str:
+    """Train unless the run is finished; the time it took, as text."""
+    record = run / "time.txt"
+    if not record.exists():
+        command = [sys.executable, "-m", "vgan_fast.train", "--steps", str(steps)]
+        command += ["--seed", str(seed), "--out", str(run), *options]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, check=True)
+        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        record.write_text(f"{wall / 60:.1f} ({cpu / 60:.1f})")
+    return record.read_text()
+
+
+def real_clips(settings: Settings, seed: int) -> Iterator[Tensor]:
+    """Held-out clips of a seed, in batches (64, 3, T, H, W)."""
+    clips = SyntheticClips(
+        frames=settings.frames, size=settings.size, batch_size=BATCH, seed=seed, split="held-out"
+    )
+    for _ in range(CLIPS // BATCH):
+        yield normalise_frames(clips.next_batch()).contiguous()
+
+
+def sampled(generator, settings: Settings) -> Iterator[dict[str, Tensor]]:
+    """Streams of 2,048 samples, in batches."""
+    seeded = torch.Generator().manual_seed(HELD_OUT_SEED)
+    for _ in range(CLIPS // BATCH):
+        yield sample_streams(generator, torch.randn(BATCH, settings.latent, generator=seeded))
+
+
+def spread(still: Tensor) -> float:
+    """Mean spatial standard deviation of pictures (N, 3, H, W)."""
+    return float(still.std((2, 3)).mean())
+
+
+def measure(run: Path) -> tuple[dict[str, str], torch.Tensor]:
+    """The row of a run's table, and the frames for its film strip."""
+    checkpoint = find_checkpoint(run)
+    settings = Settings.load(checkpoint / "settings.json")
+    extractor = RandomExtractor()
+    held_out = features(extractor, real_clips(settings, HELD_OUT_SEED))
+
+    def distance(batches) -> float:
+        return frechet_distance(features(extractor, batches), held_out)
+
+    torch.manual_seed(settings.seed)  # The weights that this run began with.
+    generator = build_generator(settings)
+    untrained = distance(batch["video"] for batch in sampled(generator, settings))
+    load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
+    ours = distance(batch["video"] for batch in sampled(generator, settings))
+
+    def first(batches: Iterator, of: Callable[[Tensor], float]) -> float:
+        return (
+            sum(of(batch) for batch, _ in zip(batches, range(LOOKED_AT), strict=False)) / LOOKED_AT
+        )
+
+    def looked_at(of: Callable[[dict[str, Tensor]], float]) -> float:
+        return first(sampled(generator, settings), of)
+
+    real_motion = first(real_clips(settings, HELD_OUT_SEED), motion_energy)
+    real_spread = first(
+        real_clips(settings, HELD_OUT_SEED), lambda clip: spread(clip.median(dim=2).values)
+    )
+    frozen = distance(
+        clip[:, :, :1].expand_as(clip) for clip in real_clips(settings, HELD_OUT_SEED)
+    )
+    # Stored masks are scaled to [-1, 1] as pictures are.
+    row = {
+        "Fréchet": f"{ours:.4f}",
+        "untrained": f"{untrained:.3f}",
+        "untrained / ours": f"{untrained / ours:.0f}",
+        "real frozen": f"{frozen:.3f}",
+        "real": f"{distance(real_clips(settings, HELD_OUT_SEED + 1)):.4f}",
+        "motion / real": f"{looked_at(lambda s: motion_energy(s['video'])) / real_motion:.2f}",
+        "mask mean": f"{looked_at(lambda s: float((s['mask'] + 1).mean() / 2)):.3f}",
+        "mask < 0.3": f"{looked_at(lambda s: float((s['mask'] < -0.4).float().mean())):.2f}",
+        "mask > 0.5": f"{looked_at(lambda s: float((s['mask'] > 0).float().mean())):.2f}",
+        "mask AUC": f"{looked_at(lambda s: mask_auc(s['mask'], s['video'])):.3f}",
+        "background std / real": (
+            f"{looked_at(lambda s: spread(s['background'][:, :, 0])) / real_spread:.2f}"
+        ),
+    }
+    streams = next(sampled(generator, settings))
+    wide = torch.cat([clip.expand(-1, 3, -1, -1, -1)[:8] for clip in streams.values()], dim=4)
+    return row, as_frames(wide)
+
+
+def main() -> None:
+    """Train, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--results", type=Path, default=Path("runs/quality"))
+    parser.add_argument("options", nargs="*", help="further options of vgan_fast.train, after --")
+    arguments = parser.parse_args()
+
+    lines = [
+        "# Quality on synthetic clips",
+        "",
+        f"`python -m benchmarks.synthetic_quality {' '.join(sys.argv[1:])}`  ",
+        describe(),
+        "",
+    ]
+    for seed in arguments.seeds:
+        run = arguments.runs / f"seed-{seed}"
+        minutes = train(run, seed, arguments.steps, arguments.options)
+        row, frames = measure(run)
+        row = {"seed": str(seed), "minutes (CPU minutes)": minutes, **row}
+        if seed == arguments.seeds[0]:
+            lines += [f"| {' | '.join(row)} |", "|" + "---|" * len(row)]
+        lines.append(f"| {' | '.join(row.values())} |")
+        print(lines[-1], flush=True)
+        strip = film_strip(frames, shown=6)
+        write_picture(arguments.results / f"synthetic_seed_{seed}.png", strip)
+    lines += ["", "Film strips: each frame shows video, foreground, mask and background.", ""]
+    (arguments.results / "synthetic_quality.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
