@@ -5,7 +5,8 @@ the loader's state is one integer; the two splits of one seed share no clip.
 """
 
 import math
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,13 @@ class SyntheticClips:
         device: where the clips are drawn.
         split: "train" or "held-out"; different clips of the same distribution.
         position: number of batches to pass over.
+
+    Attributes:
+        skipped: no file can be broken here; empty.
+        position: number of batches handed out.
     """
+
+    skipped: ClassVar[dict[Path, str]] = {}
 
     def __init__(
         self,

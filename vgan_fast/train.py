@@ -79,6 +79,8 @@ def main(out: Path | None, resume: bool, profile: bool, dry_run: bool, **given) 
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
         print(_description(settings, step, device), clips.summary, f"writing to {out}", sep="\n")
+        for file, reason in clips.skipped.items():
+            print(f"skipped {file}: {reason}")
         if profile:
             _profile(step, clips, out)
             return 0

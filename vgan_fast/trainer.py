@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -41,10 +41,15 @@ class TrainingStep(Protocol):
 class ClipSource(Protocol):
     """What the loop asks of a loader."""
 
+    summary: str
+    skipped: Mapping[Path, str]
     position: int
 
     def next_batch(self) -> Tensor:
         """The next clips: uint8 (N, T, H, W, 3) on the step's device."""
+
+    def close(self) -> None:
+        """Let go of files and processes."""
 
 
 def train(

@@ -1,0 +1,93 @@
+"""Time of one training step: the default path against the plain fp32 eager reference.
+
+    python -m benchmarks.training_step
+
+The two take turns on the same batches, so that their ratio holds when the machine's speed drifts.
+Before any timing, the default path's samples are checked against the reference's: no number is
+printed for a wrong result.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+
+import torch
+
+from benchmarks.machine import describe
+from vgan_fast.gan_step import GANStep
+from vgan_fast.loaders.synthetic import SyntheticClips
+from vgan_fast.settings import Settings, resolve_device
+
+# The paper's networks at a batch that a CPU bears, and the size that a CPU trains by default.
+SIZES = {
+    "64x64, width 64, batch 8": Settings(batch_size=8),
+    "32x32, width 32, batch 32": Settings(batch_size=32, size=32, width=32),
+}
+TOLERANCE = 0.02  # relative error of untrained clips, whose logits are small: bf16 keeps 8 bits
+
+
+def check(steps: dict[str, GANStep]) -> None:
+    """Refuse to time paths that disagree."""
+    reference, default = (step.sample(4)["video"] for step in steps.values())
+    error = float((reference - default).norm() / reference.norm())
+    if not error < TOLERANCE:
+        sys.exit(f"error: the default path's clips differ from the reference's by {error:.1%}")
+
+
+def milliseconds(step: GANStep, frames: torch.Tensor) -> float:
+    """One step, from start until the device is done."""
+    start = time.perf_counter()
+    losses = step(frames)
+    float(losses["g"])
+    return 1000 * (time.perf_counter() - start)
+
+
+def percentiles(times: list[float]) -> str:
+    """Median with the 20th and 80th percentiles."""
+    tenths = statistics.quantiles(times, n=10)
+    return f"{statistics.median(times):.0f} ({tenths[1]:.0f}-{tenths[7]:.0f})"
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    device = resolve_device("auto")
+    print("# Training step: default path against plain fp32 eager\n")
+    print(f"`python -m benchmarks.training_step {' '.join(sys.argv[1:])}`  ")
+    print(f"{describe()}\n")
+    print("| networks | reference, ms | default, ms | default, clips/s | reference / default |")
+    print("|---|---|---|---|---|")
+    for name, settings in SIZES.items():
+        steps = {
+            backend: GANStep(dataclasses.replace(settings, backend=backend), device)
+            for backend in ("reference", "auto")
+        }
+        check(steps)
+        clips = SyntheticClips(
+            frames=settings.frames,
+            size=settings.size,
+            batch_size=settings.batch_size,
+            seed=0,
+            device=device,
+        )
+        times = {backend: [] for backend in steps}
+        for round_ in range(3 + rounds):
+            frames = clips.next_batch()
+            for backend, step in steps.items():
+                elapsed = milliseconds(step, frames)
+                if round_ >= 3:  # The first rounds choose algorithms and fill caches.
+                    times[backend].append(elapsed)
+        ratio = statistics.median(
+            a / b for a, b in zip(times["reference"], times["auto"], strict=True)
+        )
+        rate = 1000 * settings.batch_size / statistics.median(times["auto"])
+        cells = [name, *map(percentiles, times.values()), f"{rate:.0f}", f"{ratio:.2f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
