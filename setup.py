@@ -25,7 +25,7 @@ setup(
         "numpy>=1.26,<3",
         "nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'",
         "opencv-python-headless>=4.10,<6",
-        "av>=14,<19",
+        "av>=18,<19",
         "imageio>=2.36,<3",
         "pillow>=11,<14",
         "pebble>=5.1,<6",
