@@ -19,7 +19,7 @@ from benchmarks.machine import describe
 from vgan_fast.gan_step import GANStep
 from vgan_fast.loaders.clips import open_clips
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.settings import PRESETS, Settings, resolve_device
+from vgan_fast.settings import PRESETS, Settings, default_preset, resolve_device
 
 STRIPS = 256
 WARM_UP = 5
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     device = resolve_device("auto")
-    settings = Settings(**PRESETS[device.type])
+    settings = Settings(**PRESETS[default_preset(device)])
     print("# Data wait from JPEG strips\n")
     print(f"`python -m benchmarks.data_wait {' '.join(sys.argv[1:])}`  ")
     print(f"{describe()}\n")

@@ -112,9 +112,9 @@ def decode_videos(
                 skipped |= _fill(cache, entries, seconds, short_side, workers, decode)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free space there, or name another folder with --cache"
+            remedy = "free some space, or choose another --out"
         else:
-            remedy = "name a folder that can be written with --cache"
+            remedy = "choose an --out that can be written"
         raise UserError(
             f"{cache}: decoded frames cannot be stored ({error.strerror}); {remedy}"
         ) from error
@@ -208,7 +208,7 @@ def _decode_apart(
         if len(lost) == len(tasks):
             raise UserError(
                 "the processes that decode videos are killed as they start; is memory short?"
-                " Try fewer --workers"
+                " Free some memory and try again"
             )
         tasks = lost
 

@@ -67,7 +67,7 @@ def open_clips(
         ("--batch-size", batch_size, 1),
         ("--seed", seed, 0),
         ("--min-frames", min_frames, 1),
-        ("--workers", workers, 1),
+        ("workers", workers, 1),
         ("position", position, 0),
     ):
         if value < least:

@@ -15,7 +15,7 @@ from vgan_fast.errors import UserError
 from vgan_fast.files import explained
 from vgan_fast.gan_step import GANStep
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.settings import PRESETS, Settings, resolve_device
+from vgan_fast.settings import PRESETS, Settings, default_preset, resolve_device
 from vgan_fast.trainer import ClipSource, train
 
 # Settings that a resumed run may change: how long, where and how often, not what.
@@ -25,6 +25,12 @@ PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 
 @click.command(cls=Program)
 @options_of(Settings)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="values of the options not given: the paper's, or a run of minutes at 32x32 pixels "
+    "[default: paper on a GPU, short on a CPU]",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -39,20 +45,20 @@ PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
     "--profile", is_flag=True, help=f"trace {PROFILED} steps into OUT/trace.json and stop"
 )
 @click.option("--dry-run", is_flag=True, help="print the settings, sizes and data; write nothing")
-def main(out: Path | None, resume: bool, profile: bool, dry_run: bool, **given) -> int:
-    """Train a two-stream video GAN on a folder of clips, or with no argument on synthetic ones.
-
-    The defaults are the paper's sizes on a GPU and, on a CPU, 32x32 pixels with a quarter of the
-    work, which shows learning within minutes.
-    """
+def main(
+    preset: str | None, out: Path | None, resume: bool, profile: bool, dry_run: bool, **given
+) -> int:
+    """Train a two-stream video GAN on a folder of clips, or with no argument on synthetic ones."""
     given = {name: value for name, value in given.items() if value is not None}
     if resume:
+        if preset:
+            raise UserError("--preset: a resumed run keeps its settings; leave the option out")
         out = out or _newest_run()
         checkpoint = find_checkpoint(out)
         settings = _resumed(Settings.load(checkpoint / "settings.json"), given)
     else:
-        preset = PRESETS[resolve_device(given.get("device", "auto")).type]
-        settings = Settings(**_fitting({**preset, **given}, given))
+        preset = preset or default_preset(resolve_device(given.get("device", "auto")))
+        settings = Settings(**_fitting({**PRESETS[preset], **given}, given))
         out = out or _free_run(settings)
         checkpoint = None
         if list_checkpoints(out):

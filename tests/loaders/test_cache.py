@@ -63,7 +63,7 @@ def test_a_decoder_that_dies_costs_its_file_only(tmp_path, stub, reason):
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, stub):
     sources = [write_video(tmp_path / name, frames=9) for name in ("a.mp4", "b.mp4")]
     cache = tmp_path / "cache"
-    with pytest.raises(UserError, match=r"cache: .*stored.*free space there.*--cache") as error:
+    with pytest.raises(UserError, match=r"cache: .*stored.*free some space.*--out") as error:
         decode(sources, cache, decode=stub)
     assert "\n" not in str(error.value)
     assert left_behind(cache) == [".lock"]
@@ -72,7 +72,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, stub):
 
 def test_a_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"file/cache: .*--cache"):
+    with pytest.raises(UserError, match=r"file/cache: .*--out"):
         decode([], tmp_path / "file" / "cache")
 
 

@@ -172,7 +172,7 @@ def test_broken_videos_are_named_and_the_rest_is_used(folder, cache, tmp_path):
         ("seed", -1, "--seed is -1; it must be 0 or more"),
         ("min_frames", 0, "--min-frames is 0"),
         ("position", -1, "position is -1"),
-        ("workers", 0, "--workers is 0"),
+        ("workers", 0, "workers is 0"),
         ("device", torch.device("meta"), "--device is meta"),
     ],
 )

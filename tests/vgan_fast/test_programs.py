@@ -163,6 +163,7 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--steps", "many"], "--steps"),
         (["--stepz", "1"], "--stepz"),
         (["--resume"], "--resume: no run"),
+        (["--resume", "--preset", "paper"], "--preset"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
