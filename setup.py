@@ -25,7 +25,7 @@ setup(
         "numpy>=1.26,<3",
         "nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'",
         "opencv-python-headless>=4.10,<6",
-        "av>=18,<19",
+        "av>=17,<19",
         "imageio>=2.36,<3",
         "pillow>=11,<14",
         "pebble>=5.1,<6",
@@ -37,7 +37,6 @@ setup(
     extras_require={
         "test": [
             "pytest>=8.3,<10",
-            "pytest-benchmark>=5.1,<6",
             "scipy>=1.13,<2",
             "ruff>=0.12,<1",
         ],

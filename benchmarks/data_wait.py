@@ -16,10 +16,11 @@ from pathlib import Path
 import imageio.v3 as iio
 
 from benchmarks.machine import describe
+from vgan_fast.device import configure, default_preset, resolved
 from vgan_fast.gan_step import GANStep
 from vgan_fast.loaders.clips import open_clips
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.settings import PRESETS, Settings, default_preset, resolve_device
+from vgan_fast.settings import Settings
 
 STRIPS = 256
 WARM_UP = 5
@@ -39,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
-    device = resolve_device("auto")
-    settings = Settings(**PRESETS[default_preset(device)])
+    settings = resolved(Settings.chosen(default_preset("auto"), {}))
+    configure(settings)
     print("# Data wait from JPEG strips\n")
     print(f"`python -m benchmarks.data_wait {' '.join(sys.argv[1:])}`  ")
     print(f"{describe()}\n")
@@ -48,14 +49,14 @@ def main() -> None:
         data = Path(folder, "strips")
         data.mkdir()
         write_strips(data)
-        step = GANStep(settings, device)
+        step = GANStep(settings)
         loader = open_clips(
             data,
             frames=settings.frames,
             size=settings.size,
             batch_size=settings.batch_size,
             seed=0,
-            device=device,
+            device=step.device,
             cache=Path(folder, "frames"),
         )
         with contextlib.closing(loader):

@@ -12,6 +12,7 @@ and of the generator before training.
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -23,9 +24,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
-from vgan_fast.checkpoint import find_checkpoint, load_weights
+from vgan_fast.checkpoint import find_checkpoint
 from vgan_fast.errors import UserError
 from vgan_fast.gan_step import build_generator, sample_streams
+from vgan_fast.generate import load_generator
 from vgan_fast.kernels.frames import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.metrics import (
@@ -44,18 +46,31 @@ LOOKED_AT = 4  # batches for the statistics of masks and motion
 HELD_OUT_SEED = 1000
 
 
-def train(run: Path, seed: int, steps: int, options: list[str]) -> str:
-    """Train unless the run is finished; the time it took, as text."""
-    record = run / "time.txt"
+def train(run: Path, seed: int, steps: int, options: list[str]) -> dict[str, str]:
+    """Train unless the run is finished; the command, the time it took and the machine.
+
+    Raises:
+        UserError: when the folder holds the run of another command.
+    """
+    command = ["-m", "vgan_fast.train", "--steps", str(steps), "--seed", str(seed), *options]
+    record = run / "training.json"
     if not record.exists():
-        command = [sys.executable, "-m", "vgan_fast.train", "--steps", str(steps)]
-        command += ["--seed", str(seed), "--out", str(run), *options]
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True)
+        finished = subprocess.run([sys.executable, *command, "--out", str(run)])
+        if finished.returncode:
+            raise UserError(f"{run}: training failed; remove the folder before trying again")
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        record.write_text(f"{wall / 60:.1f} ({cpu / 60:.1f})")
-    return record.read_text()
+        made = {
+            "command": " ".join(["python", *command]),
+            "minutes (CPU minutes)": f"{wall / 60:.1f} ({cpu / 60:.1f})",
+            "machine": describe(),
+        }
+        record.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    made = json.loads(record.read_text(encoding="utf-8"))
+    if made["command"] != " ".join(["python", *command]):
+        raise UserError(f"{run}: holds the run of `{made['command']}`; choose other --runs")
+    return made
 
 
 def real_clips(settings: Settings, seed: int) -> Iterator[Tensor]:
@@ -92,7 +107,7 @@ def measure(run: Path) -> tuple[dict[str, str], torch.Tensor]:
     torch.manual_seed(settings.seed)  # The weights that this run began with.
     generator = build_generator(settings)
     untrained = distance(batch["video"] for batch in sampled(generator, settings))
-    load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
+    generator = load_generator(checkpoint, settings)
     ours = distance(batch["video"] for batch in sampled(generator, settings))
 
     def first(batches: Iterator, of: Callable[[Tensor], float]) -> float:
@@ -145,15 +160,16 @@ def main() -> None:
         "# Quality on synthetic clips",
         "",
         f"`python -m benchmarks.synthetic_quality {' '.join(sys.argv[1:])}`  ",
-        describe(),
+        f"Measured: {describe()}.",
         "",
     ]
     for seed in arguments.seeds:
         run = arguments.runs / f"seed-{seed}"
-        minutes = train(run, seed, arguments.steps, arguments.options)
+        made = train(run, seed, arguments.steps, arguments.options)
         row, frames = measure(run)
-        row = {"seed": str(seed), "minutes (CPU minutes)": minutes, **row}
+        row = {"seed": str(seed), "minutes (CPU minutes)": made["minutes (CPU minutes)"], **row}
         if seed == arguments.seeds[0]:
+            lines += [f"Trained by `{made['command']}`, {made['machine']}.", ""]
             lines += [f"| {' | '.join(row)} |", "|" + "---|" * len(row)]
         lines.append(f"| {' | '.join(row.values())} |")
         print(lines[-1], flush=True)

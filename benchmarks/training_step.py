@@ -3,8 +3,8 @@
     python -m benchmarks.training_step
 
 The two take turns on the same batches, so that their ratio holds when the machine's speed drifts.
-Before any timing, the default path's samples are checked against the reference's: no number is
-printed for a wrong result.
+Before any timing, losses and gradients of one step are compared: no number is printed for a wrong
+result.
 """
 
 import argparse
@@ -16,9 +16,10 @@ import time
 import torch
 
 from benchmarks.machine import describe
+from vgan_fast.device import configure, find_device, resolved
 from vgan_fast.gan_step import GANStep
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.settings import Settings, resolve_device
+from vgan_fast.settings import Settings
 
 # The paper's networks at a batch that a CPU bears, and the size that a CPU trains by default.
 SIZES = {
@@ -33,17 +34,29 @@ PATHS = {
 TOLERANCE = 0.02  # relative error of untrained clips, whose logits are small: bf16 keeps 8 bits
 
 
-def check(steps: dict[str, GANStep]) -> None:
-    """Refuse to time paths that disagree."""
-    clips = {path: step.sample(4)["video"] for path, step in steps.items()}
-    for path, made in clips.items():
-        error = float((made - clips["reference"]).norm() / clips["reference"].norm())
-        if not error < TOLERANCE:
-            sys.exit(f"error: clips of '{path}' differ from the reference's by {error:.1%}")
+def check(steps: dict[str, GANStep], frames: torch.Tensor) -> None:
+    """Refuse to time paths that disagree after one step: in losses, or in either gradient."""
+    losses = {path: step(frames) for path, step in steps.items()}
+    for path, step in steps.items():
+        reference = steps["reference"]
+        for name, value in losses["reference"].items():
+            error = abs(float(losses[path][name] / value) - 1)
+            if not error < TOLERANCE:
+                sys.exit(f"error: the loss '{name}' of '{path}' is off by {error:.1%}")
+        for name, network in step.networks.items():
+            expected = _gradient(reference.networks[name])
+            error = float((_gradient(network) - expected).norm() / expected.norm())
+            if not error < TOLERANCE:
+                sys.exit(f"error: the {name}'s gradient in '{path}' is off by {error:.1%}")
+
+
+def _gradient(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.float().flatten() for p in network.parameters()])
 
 
 def milliseconds(step: GANStep, frames: torch.Tensor) -> float:
     """One step, from start until the device is done."""
+    configure(step.settings)
     start = time.perf_counter()
     losses = step(frames)
     float(losses["g"])
@@ -61,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    device = resolve_device("auto")
+    device = find_device("auto")
     print("# Training step: default path against plain fp32 eager\n")
     print(f"`python -m benchmarks.training_step {' '.join(sys.argv[1:])}`  ")
     print(f"{describe()}\n")
@@ -70,10 +83,9 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, settings in SIZES.items():
         steps = {
-            path: GANStep(dataclasses.replace(settings, **changes), device)
+            path: GANStep(resolved(dataclasses.replace(settings, **changes)))
             for path, changes in PATHS.items()
         }
-        check(steps)
         clips = SyntheticClips(
             frames=settings.frames,
             size=settings.size,
@@ -81,6 +93,7 @@ def main() -> None:
             seed=0,
             device=device,
         )
+        check(steps, clips.next_batch())
         times = {path: [] for path in steps}
         for round_ in range(3 + rounds):
             frames = clips.next_batch()

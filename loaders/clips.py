@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from .strips import Strip, measure_strips
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
+    from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 
 PREFETCH = 2  # batches that DALI prepares ahead
 
@@ -54,13 +56,14 @@ def open_clips(
             the aspect ratio: its short side is stored at up to 2·size pixels.
         min_frames: videos and strips with fewer frames are skipped.
         position: number of batches to begin after; the rest equals an uninterrupted loader's.
-        workers: decoding processes, and threads of DALI; None means one for each CPU.
+        workers: decoding processes, and threads of DALI; None means one for each CPU that
+            this process may use.
 
     Raises:
         UserError: a setting is out of range, `data` holds nothing usable, `cache` cannot be
             written, the device is absent, or DALI is not installed.
     """
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
     for name, value, least in (
         ("--frames", frames, 1),
         ("--size", size, 1),
@@ -109,6 +112,7 @@ def open_clips(
         device=device,
         position=position,
         skipped=skipped,
+        fingerprint=_fingerprint(usable),
         summary=(
             f"{data}: {len(usable)} {'strips' if found.strips else 'videos'},"
             f" {sum(file.length for file in usable)} frames,"
@@ -130,6 +134,8 @@ class ClipLoader:
         skipped: each broken or too short file, and why. A strip whose damage shows only when it
             is decoded joins later, with a warning in the log.
         position: number of batches handed out so far, those passed over at opening included.
+        fingerprint: changes when the usable files or their lengths do: batch number `position` is
+            the same clips only under the same fingerprint.
     """
 
     def __init__(
@@ -144,8 +150,10 @@ class ClipLoader:
         position: int,
         skipped: dict[Path, str],
         summary: str,
+        fingerprint: str,
     ):
         self.summary = summary
+        self.fingerprint = fingerprint
         self.skipped = skipped
         self.position = position
         self._source = source
@@ -168,12 +176,14 @@ class ClipLoader:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         while True:
             try:
-                (clips,) = self._pipeline.run(stream)
-                break
+                clips, *ends = self._pipeline.run(stream)
             except RuntimeError:
                 if not self._skip_broken_strips():
                     raise
-                self._pipeline = self._start()  # an error leaves a pipeline unusable
+            else:
+                if not _blank(ends) or not self._skip_broken_strips():
+                    break
+            self._pipeline = self._start()  # an error leaves a pipeline unusable
         self.position += 1
         return torch.from_dlpack(clips.as_tensor()).clone()
 
@@ -224,10 +234,20 @@ class ClipLoader:
         sample = [[array] for array in self._source.read(file, 0.0)]
         alone = self._graph(lambda _: sample, batch_size=1, num_threads=1, prefetch_queue_depth=1)
         try:
-            alone.run()
+            _, *ends = alone.run()
         except RuntimeError:
             return False
-        return True
+        return not _blank(ends)
+
+
+def _blank(ends: Sequence[TensorListCPU | TensorListGPU]) -> bool:
+    """Whether the pixels of any strip in a batch stop before its end; see `clip_graph`."""
+    from .graph import BLANK
+
+    if not ends:
+        return False
+    least, largest = (values.as_cpu().as_array() for values in ends)
+    return bool(((least == BLANK) & (largest == BLANK)).any())
 
 
 def _load_graph() -> Callable[..., Pipeline]:
@@ -249,6 +269,11 @@ def _device_id(device: torch.device) -> int | None:
     if device.type == "cpu":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _fingerprint(files: Sequence[Strip | Frames]) -> str:
+    named = [(str(file.source), file.length) for file in files]
+    return hashlib.sha256(repr(named).encode()).hexdigest()
 
 
 def _nothing_usable(data: Path, skipped: dict[Path, str], longest: int) -> str:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from nvidia.dali import fn, pipeline_def, types
 
+# A decoder says nothing of a JPEG whose pixels stop early: it fills the rest with mid-grey, block
+# by block, and the end marker may be there all the same.
+BLANK = 128
+BLOCK = 8  # rows
+
 
 @pipeline_def
 def clip_graph(read, *, strips: bool, size: int, device: str):
-    """Build the graph; its one output is uint8 (T, size, size, 3) a sample, RGB, layout FHWC.
+    """Build the graph; its output is uint8 (T, size, size, 3) a sample, RGB, layout FHWC.
+
+    For strips two more outputs follow, uint8 scalars: the least and the largest value in the last
+    rows of the strip. Both are `BLANK` where the JPEG's pixels end early.
 
     Args:
         read: called with 0, 1, 2, …; returns lists of one array a sample. For videos: frames,
@@ -34,4 +42,8 @@ def clip_graph(read, *, strips: bool, size: int, device: str):
         frames = frames.gpu() if device == "gpu" else frames
     frames = fn.sequence_rearrange(frames, new_order=order)
     frames = fn.resize(frames, resize_shorter=size, antialias=True)
-    return fn.crop(frames, crop=(size, size))
+    clips = fn.crop(frames, crop=(size, size))
+    if not strips:
+        return clips
+    tail = image[-BLOCK:]
+    return clips, fn.reductions.min(tail), fn.reductions.max(tail)

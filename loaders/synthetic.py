@@ -30,10 +30,12 @@ class SyntheticClips:
 
     Attributes:
         skipped: no file can be broken here; empty.
+        fingerprint: there are no files that could change; constant.
         position: number of batches handed out.
     """
 
     skipped: ClassVar[dict[Path, str]] = {}
+    fingerprint = "synthetic"
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vgan_fast.errors import UserError
-from vgan_fast.files import written_whole
+from vgan_fast.files import remove_unfinished, written_whole
 from vgan_fast.settings import Settings
 
 WEIGHTS, STATE, SETTINGS, HASHES = "weights.safetensors", "state.pt", "settings.json", "sha256.json"
@@ -38,6 +38,7 @@ def save_checkpoint(
         UserError: when it cannot be written; older checkpoints are then untouched.
     """
     target = run / "checkpoints" / f"step-{step:08d}"
+    remove_unfinished(target.parent, "step-*")
     if target.exists():  # A run resumed at its last step; what is there was checked on reading.
         return target
     with written_whole(target, folder=True) as folder:
@@ -64,46 +65,38 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at `path`, or the newest one of the run at `path`.
+    """The checkpoint at `path`, or the newest one of the run at `path`, checked to be whole.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none, or any of its bytes is missing or changed.
     """
-    if (path / WEIGHTS).exists() or _NAME.fullmatch(path.name):
-        return path
-    found = list_checkpoints(path)
-    if not found:
-        raise UserError(f"{path}: holds no checkpoint; give the folder of a run of vgan_fast.train")
-    return found[-1]
+    checkpoint = path
+    if not is_checkpoint(path):
+        found = list_checkpoints(path)
+        if not found:
+            raise UserError(
+                f"{path}: holds no checkpoint; give the folder of a run of vgan_fast.train"
+            )
+        checkpoint = found[-1]
+    _check(checkpoint)
+    return checkpoint
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint any byte of which is missing or changed.
-
-    Raises:
-        UserError: naming the file, and the checkpoint before this one where there is one.
-    """
-    try:
-        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
-        broken = [
-            name for name in (WEIGHTS, STATE, SETTINGS) if hashes[name] != _sha256(path / name)
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        broken = [HASHES]
-    if broken:
-        earlier = [p for p in list_checkpoints(path.parent.parent) if p.name < path.name]
-        remedy = f"remove it and use {earlier[-1]}" if earlier else "there is no earlier one"
-        raise UserError(f"{path / broken[0]}: is missing, truncated or corrupt; {remedy}")
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint's folder, not a run's."""
+    return bool(_NAME.fullmatch(path.name))
 
 
 def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
     """Fill `networks` from the checkpoint's weights of the same names.
 
     Raises:
-        UserError: when the checkpoint is broken or was made by networks of another shape.
+        UserError: when its weights are no safetensors, or those of networks of another shape.
     """
-    check_checkpoint(path)
-    weights = safetensors.torch.load_file(path / WEIGHTS)
+    try:
+        weights = safetensors.torch.load_file(path / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from error
     for name, network in networks.items():
         own = network.state_dict()
         stored = {
@@ -122,10 +115,36 @@ def load_state(path: Path) -> dict:
     """The state given to `save_checkpoint`, with `step`; tensors and plain values, no code.
 
     Raises:
-        UserError: when the checkpoint is broken.
+        UserError: when it is not the state of a run.
     """
-    check_checkpoint(path)
-    return torch.load(path / STATE, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "step" not in state:
+            raise ValueError("no step in it")
+    # Whatever a file that somebody made can raise in the unpickler that runs no code.
+    except Exception as error:
+        reason = [type(error).__name__, *str(error).splitlines()][:2]
+        raise UserError(
+            f"{path / STATE}: is not the state of a run ({': '.join(reason)})"
+        ) from error
+    return state
+
+
+def _check(path: Path) -> None:
+    """Refuse a checkpoint any byte of which is missing or changed."""
+    try:
+        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
+        broken = [
+            name for name in (WEIGHTS, STATE, SETTINGS) if hashes[name] != _sha256(path / name)
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        broken = [HASHES]
+    if broken:
+        earlier = [p for p in list_checkpoints(path.parent.parent) if p.name < path.name]
+        remedy = "there is no earlier one"
+        if earlier:
+            remedy = f"remove {path.name} to go on from {earlier[-1].name}"
+        raise UserError(f"{path / broken[0]}: is missing, truncated or corrupt; {remedy}")
 
 
 def _sha256(path: Path) -> str:

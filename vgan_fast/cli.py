@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import threading
 import typing
 
 import click
@@ -10,10 +11,11 @@ from vgan_fast.errors import UserError
 
 
 class Program(click.Command):
-    """A command that reports bad input as one line on stderr, with exit status 2."""
+    """A command that reports bad input or lack of memory as one line on stderr, with status 2."""
 
     def main(self, *args, **kwargs):
         """Run; see `click.Command.main`."""
+        threading.excepthook = _unless_reported
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except UserError as error:
@@ -22,10 +24,22 @@ class Program(click.Command):
         except click.ClickException as error:
             print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             status = 2
+        except (MemoryError, RuntimeError) as error:
+            # PyTorch's CPU allocator raises a plain RuntimeError.
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            print("error: out of memory: lower --batch-size, --width or --size", file=sys.stderr)
+            status = 2
         except (click.Abort, KeyboardInterrupt):
             print("error: interrupted", file=sys.stderr)
             status = 130
         sys.exit(status)
+
+
+def _unless_reported(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writing thread raises its OSError once more in the main thread.
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def options_of(settings: type):

@@ -24,33 +24,49 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Renaming is only atomic within one file system, so the temporary lies beside its target;
-        # keeping the suffix lets writers choose the format by it.
-        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
+        # Renaming is only atomic within one file system, so the temporary lies beside its target.
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     part = scratch / path.name
     try:
         with explained(path):
             if folder:
                 part.mkdir()
             yield part
+            for file in part.iterdir() if folder else [part]:
+                _flush(file)  # A name must not reach the disk before its content does.
             os.replace(part, path)
+            _flush(path.parent)
     finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove what `written_whole` was killed over in `folder`; `pattern` matches final names."""
+    for scratch in folder.glob(f".{pattern}-*"):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into one line that says what to do."""
+    """Turn a failure to write `path` into one line that says what to do.
+
+    Raises:
+        UserError: in place of any OSError.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"{path}: the disk is full; free some space or choose another --out"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = os.strerror(error.errno).lower()
-            raise UserError(
-                f"{path}: cannot be written ({reason}); choose another --out"
-            ) from error
-        raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason, remedy = "the disk is full", "free some space or choose another --out"
+        else:
+            reason = f"cannot be written ({(error.strerror or str(error)).lower()})"
+            remedy = "choose another --out"
+        raise UserError(f"{path}: {reason}; {remedy}") from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

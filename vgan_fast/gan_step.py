@@ -5,6 +5,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from vgan_fast.kernels.frames import normalise_frames
 from vgan_fast.losses import discriminator_loss, generator_loss
@@ -20,25 +21,29 @@ class GANStep:
     of its own step (real, then generated) update its own, and its pass in the generator's step
     does not. Each pass is normalised by the statistics of its own batch.
 
-    The reference backend is the plain loop: fp32, contiguous, nothing frozen. Otherwise products
-    run in bf16 where the device is fast at it, tensors are channels-last, Adam is fused, and the
-    discriminator's weights get no gradient in the generator's step, where nobody reads it.
+    The reference backend is the plain loop: contiguous, nothing frozen. Otherwise clips and the 3D
+    layers' weights are stored channels-last, optimisers are fused, and the discriminator's weights
+    get no gradient in the generator's step, where nobody reads it.
 
-    Shapes are the same at every call and nothing waits for the device, so that a call can be
-    captured in a CUDA graph.
+    Shapes are the same at every call and nothing waits for the device.
+
+    Args:
+        settings: with device and precision resolved (`vgan_fast.device.resolved`).
     """
 
-    def __init__(self, settings: Settings, device: torch.device):
-        self.settings, self.device = settings, device
+    def __init__(self, settings: Settings):
+        self.settings, self.device = settings, torch.device(settings.device)
         self.plain = settings.backend == "reference"
-        self.bf16 = uses_bf16(settings, device)
+        device = self.device
         torch.manual_seed(settings.seed)
         self.generator = build_generator(settings).to(device)
         self.discriminator = Discriminator(settings.shape, int(settings.logits)).to(device)
         if not self.plain:
             for network in (self.generator, self.discriminator):
                 _store_channels_last(network)
-        self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
+        self.sampler = self.generator
+        if settings.average:
+            self.sampler = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizers = {
             "generator": self._optimizer(self.generator, settings.lr),
             "discriminator": self._optimizer(
@@ -127,15 +132,16 @@ class GANStep:
         """The networks whose weights a checkpoint keeps."""
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         if self.settings.average:
-            networks["averaged"] = self.averaged
+            networks["averaged"] = self.sampler
         return networks
 
     def sample(self, count: int) -> dict[str, Tensor]:
         """The same `count` samples at every call, to watch them change: see `sample_streams`."""
-        seeded = torch.Generator().manual_seed(self.settings.seed)
+        # Not the training seed: its first latents are those of the first batch.
+        seeded = torch.Generator().manual_seed(self.settings.seed + 1)
         latents = torch.randn(count, self.settings.latent, generator=seeded).to(self.device)
-        sampler = self.averaged if self.settings.average else self.generator
         with self._autocast():
+            sampler = with_own_statistics(self.sampler) if self.settings.average else self.sampler
             return sample_streams(sampler, latents)
 
     def _generate(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -154,16 +160,13 @@ class GANStep:
     @torch.no_grad()
     def _average(self) -> None:
         weight = 1 - self.settings.average
-        for mean, value in zip(
-            self.averaged.state_dict().values(), self.generator.state_dict().values(), strict=True
-        ):
-            if mean.is_floating_point():
-                mean.lerp_(value, weight)
-            else:
-                mean.copy_(value)
+        for mean, value in zip(self.sampler.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(value, weight)
 
     def _autocast(self):
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
+        )
 
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         if self.settings.optimizer == "sgd":
@@ -176,6 +179,20 @@ def build_generator(settings: Settings) -> OneStreamGenerator | TwoStreamGenerat
     if settings.model == "one-stream":
         return OneStreamGenerator(settings.shape)
     return TwoStreamGenerator(settings.shape, settings.mask_bias)
+
+
+@torch.no_grad()
+def with_own_statistics(generator: OneStreamGenerator | TwoStreamGenerator):
+    """A copy of an averaged generator that has the running statistics of its own activations.
+
+    Averaged weights have other activations than the weights that they average, so neither those'
+    statistics nor their average fit: with them samples lose motion. Estimated from 512 latents,
+    always the same ones.
+    """
+    own = copy.deepcopy(generator)
+    latents = torch.randn(8, 64, own.shape.latent, generator=torch.Generator().manual_seed(0))
+    update_bn(latents.to(next(own.parameters()).device), own)
+    return own
 
 
 @torch.no_grad()
@@ -201,18 +218,6 @@ def sample_streams(
         }
     generator.train(training)
     return made
-
-
-def uses_bf16(settings: Settings, device: torch.device) -> bool:
-    """Whether products run in bf16: where asked, and by default where the device does so natively.
-
-    Elsewhere a CPU emulates bf16 and is slower than in fp32.
-    """
-    if settings.precision != "auto" or settings.backend == "reference":
-        return settings.precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def _store_channels_last(network: nn.Module) -> None:

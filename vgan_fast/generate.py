@@ -7,10 +7,11 @@ import click
 import numpy as np
 import torch
 
-from vgan_fast.checkpoint import check_checkpoint, find_checkpoint, load_weights
+from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.cli import Program
+from vgan_fast.device import find_device
 from vgan_fast.errors import UserError
-from vgan_fast.gan_step import build_generator, sample_streams
+from vgan_fast.gan_step import build_generator, sample_streams, with_own_statistics
 from vgan_fast.pictures import (
     FPS,
     animated_grid,
@@ -18,9 +19,10 @@ from vgan_fast.pictures import (
     film_strip,
     write_picture,
 )
-from vgan_fast.settings import Settings, resolve_device
+from vgan_fast.settings import Settings
 
 BATCH = 64  # clips made at a time
+WHOLE = 1024  # most clips in one picture, which is held in memory
 
 
 @click.command(cls=Program)
@@ -49,14 +51,14 @@ BATCH = 64  # clips made at a time
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 2**62),
     default=0,
     show_default=True,
     help="seed of the latents; the first clips of a seed do not depend on --count",
 )
 @click.option(
     "--to-seed",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 2**62),
     default=None,
     help="interpolate: clips along the arc from the first latent of --seed to that of this",
 )
@@ -65,7 +67,7 @@ BATCH = 64  # clips made at a time
 )
 @click.option(
     "--fps",
-    type=click.IntRange(1, 120),
+    type=click.IntRange(1, 50),
     default=FPS,
     show_default=True,
     help="frames per second of animations",
@@ -73,19 +75,20 @@ BATCH = 64  # clips made at a time
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     """Make clips with the generator in RUN: a run of vgan_fast.train or one of its checkpoints."""
+    whole = out.suffix != ""
+    if whole and out.suffix not in (".gif", ".mp4", ".png"):
+        raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
+    if whole and count > WHOLE:
+        raise UserError(f"--count {count}: one picture holds up to {WHOLE}; name a folder in --out")
+    if not whole and out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
     checkpoint = find_checkpoint(run)
-    check_checkpoint(checkpoint)
     settings = Settings.load(checkpoint / "settings.json")
     if streams and settings.model != "two-stream":
         raise UserError(f"--streams: the generator in {run} has one stream only")
-    device = resolve_device(device)
-    generator = build_generator(settings)
-    load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
-    generator.to(device)
+    device = find_device(device)
+    generator = load_generator(checkpoint, settings).to(device)
     latents = draw_latents(count, settings.latent, seed, to_seed).to(device)
-    whole = out.suffix in (".gif", ".mp4", ".png")
-    if not whole and out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
 
     made = []
     for first in range(0, count, BATCH):
@@ -107,6 +110,17 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
         )
     print(f"{count} clips of {settings.frames} frames from {checkpoint}: {out}")
     return 0
+
+
+def load_generator(checkpoint: Path, settings: Settings):
+    """The generator to sample from: the checkpoint's moving average where it has one, on the CPU.
+
+    Raises:
+        UserError: when the checkpoint holds no such generator.
+    """
+    generator = build_generator(settings)
+    load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
+    return with_own_statistics(generator) if settings.average else generator
 
 
 def draw_latents(count: int, size: int, seed: int, to_seed: int | None = None) -> torch.Tensor:

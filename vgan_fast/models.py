@@ -7,64 +7,15 @@ layers, channel widths halving from width * 2**(L-1) to width, and a first (gene
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vgan_fast.errors import UserError
 from vgan_fast.kernels.blend import mask_blend
+from vgan_fast.shape import ClipShape
 
 DISCRIMINATOR_NORM_EPS = 1e-3  # the original's; the generator keeps the library's 1e-5
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """Size of one clip and of the networks over it.
-
-    Raises:
-        UserError: when no network of stride-2 layers fits the sizes.
-    """
-
-    frames: int = 32
-    size: int = 64
-    width: int = 64
-    latent: int = 100
-
-    def __post_init__(self):
-        for name in ("frames", "size"):
-            value = getattr(self, name)
-            if value < 1 or value & (value - 1):
-                raise UserError(f"--{name} {value}: must be a power of two")
-        if not 8 <= self.size <= 1024:
-            raise UserError(f"--size {self.size}: must lie between 8 and 1024")
-        if self.frames < self.size // 4:
-            raise UserError(
-                f"--frames {self.frames}: at --size {self.size} at least {self.size // 4} frames "
-                "are needed (every stride-2 layer halves time as well as space)"
-            )
-        if self.frames > 1024:
-            raise UserError(f"--frames {self.frames}: must be at most 1024")
-        if not 1 <= self.width <= 1024:
-            raise UserError(f"--width {self.width}: must lie between 1 and 1024")
-        if not 1 <= self.latent <= 65536:
-            raise UserError(f"--latent {self.latent}: must lie between 1 and 65536")
-
-    @property
-    def levels(self) -> int:
-        """Number of stride-2 layers, L."""
-        return int(math.log2(self.size // 4))
-
-    @property
-    def depth(self) -> int:
-        """Frames left at the 4x4 end of the networks."""
-        return self.frames >> self.levels
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each layer from the 4x4 end outwards, e.g. [512, 256, 128, 64]."""
-        return [self.width << level for level in reversed(range(self.levels))]
 
 
 def _initialise(network: nn.Module) -> None:
@@ -96,14 +47,12 @@ class Streams:
         foreground: (N, 3, T, H, W) in [-1, 1].
         mask: (N, 1, T, H, W) in [0, 1].
         background: (N, 3, H, W) in [-1, 1], the same in every frame.
-        mask_mean: scalar fp32, mean of the mask over everything.
     """
 
     video: Tensor
     foreground: Tensor
     mask: Tensor
     background: Tensor
-    mask_mean: Tensor
 
 
 class OneStreamGenerator(nn.Module):
@@ -151,13 +100,11 @@ class TwoStreamGenerator(nn.Module):
     def streams(self, latent: Tensor) -> Streams:
         """The video together with the streams that it was blended from."""
         head, background = self._logits(latent)
-        video, mask_mean = mask_blend(head, background)
         return Streams(
-            video=video,
+            video=mask_blend(head, background)[0],
             foreground=torch.tanh(head[:, :3].float()),
             mask=torch.sigmoid(head[:, 3:].float()),
             background=torch.tanh(background.float()),
-            mask_mean=mask_mean,
         )
 
     def _logits(self, latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
+import math
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from vgan_fast.errors import UserError
-from vgan_fast.models import ClipShape
+from vgan_fast.shape import ClipShape
 
 
 def _option(default, help: str):
@@ -18,7 +18,11 @@ def _option(default, help: str):
 
 @dataclass(frozen=True)
 class Settings:
-    """A training run, fully resolved: no value is left to be chosen."""
+    """What to train, on what and how.
+
+    Raises:
+        UserError: for a value out of range, or values that do not go together.
+    """
 
     data: str = _option("synthetic", "folder or list file of clips, or 'synthetic'")
     model: Literal["two-stream", "one-stream"] = _option("two-stream", "generator architecture")
@@ -61,14 +65,20 @@ class Settings:
 
     def __post_init__(self):
         ClipShape(self.frames, self.size, self.width, self.latent)
-        for name, least in _LEAST.items():
+        for name, annotation in typing.get_type_hints(type(self)).items():
+            choices, value = typing.get_args(annotation), getattr(self, name)
+            if typing.get_origin(annotation) is Literal and value not in choices:
+                raise UserError(f"{_flag(name)} {value}: must be one of {', '.join(choices)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{_flag(name)} {value}: must be a number")
+        for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+            if not least <= value <= most:
+                raise UserError(f"{_flag(name)} {value}: must lie between {least} and {most}")
         for name in ("lr", "lr_d"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+            if value is not None and value <= 0:
+                raise UserError(f"{_flag(name)} {value}: must be positive")
         if not 0 <= self.average < 1:
             raise UserError(f"--average {self.average}: must lie in [0, 1)")
         if self.loss == "hinge" and self.logits != "1":
@@ -86,6 +96,14 @@ class Settings:
             raise UserError("--schedule original needs --backend reference")
         if self.backend == "reference" and self.precision == "bf16":
             raise UserError("--backend reference is fp32 only: use --precision fp32 or auto")
+
+    @classmethod
+    def chosen(cls, preset: str, given: dict) -> "Settings":
+        """The settings given on a command line, completed by a preset of `PRESETS`."""
+        values = {**PRESETS[preset], **given}
+        if values.get("model") == "one-stream":  # It has no mask: the preset's do not apply.
+            values = {**values, "mask_penalty": 0.0, "mask_bias": 0.0, **given}
+        return cls(**values)
 
     @property
     def shape(self) -> ClipShape:
@@ -108,7 +126,7 @@ class Settings:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read as settings ({error})") from error
         known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
+        if not isinstance(values, dict) or not set(values) <= known:
             raise UserError(f"{path}: does not hold the settings of this version's runs")
         try:
             return cls(**values)
@@ -116,15 +134,20 @@ class Settings:
             raise UserError(f"{path}: holds a setting of the wrong type ({error})") from error
 
 
-_LEAST = {
-    "steps": 1,
-    "batch_size": 2,
-    "mask_penalty": 0,
-    "min_frames": 1,
-    "seed": 0,
-    "sample_every": 1,
-    "checkpoint_every": 1,
-    "keep": 1,
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+_BOUNDS = {
+    "steps": (1, 10**8 - 1),
+    "batch_size": (2, 2**16),
+    "mask_bias": (-100, 100),
+    "mask_penalty": (0, 10**6),
+    "min_frames": (1, 10**9),
+    "seed": (0, 2**62),
+    "sample_every": (1, 10**9),
+    "checkpoint_every": (1, 10**9),
+    "keep": (1, 10**9),
 }
 
 # What a run takes where the command line says nothing. "short" shows learning within minutes on two
@@ -143,21 +166,3 @@ PRESETS: dict[str, dict] = {
         "checkpoint_every": 100,
     },
 }
-
-
-def default_preset(device: torch.device) -> str:
-    """The paper's settings on a GPU, the short run on a CPU."""
-    return "paper" if device.type == "cuda" else "short"
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for.
-
-    Raises:
-        UserError: for `cuda` where PyTorch sees no GPU.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
-    return torch.device(device)

@@ -2,24 +2,25 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import torch
 
-from vgan_fast.checkpoint import find_checkpoint, list_checkpoints, load_state, load_weights
 from vgan_fast.cli import Program, options_of
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained
-from vgan_fast.gan_step import GANStep
-from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.settings import PRESETS, Settings, default_preset, resolve_device
-from vgan_fast.trainer import ClipSource, train
+from vgan_fast.settings import PRESETS, Settings
 
-# Settings that a resumed run may change: how long, where and how often, not what.
-CHANGEABLE = {"steps", "device", "data", "sample_every", "checkpoint_every", "keep"}
+# PyTorch and DALI are imported where they are used: processes that decode videos run this file's
+# top once more, and --help should not wait.
+if TYPE_CHECKING:
+    from vgan_fast.gan_step import GANStep
+    from vgan_fast.trainer import ClipSource
+
+# Settings that a resumed run may change: how long, where from and how often, not what.
+CHANGEABLE = {"steps", "data", "sample_every", "checkpoint_every", "keep"}
 PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 
 
@@ -49,44 +50,44 @@ def main(
     preset: str | None, out: Path | None, resume: bool, profile: bool, dry_run: bool, **given
 ) -> int:
     """Train a two-stream video GAN on a folder of clips, or with no argument on synthetic ones."""
+    from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
+    from vgan_fast.device import configure, default_preset, resolved
+    from vgan_fast.gan_step import GANStep
+    from vgan_fast.trainer import train
+
     given = {name: value for name, value in given.items() if value is not None}
+    checkpoint = None
     if resume:
         if preset:
             raise UserError("--preset: a resumed run keeps its settings; leave the option out")
-        out = out or _newest_run()
+        out = _run_to_resume(out)
         checkpoint = find_checkpoint(out)
-        settings = _resumed(Settings.load(checkpoint / "settings.json"), given)
+        settings = resolved(_resumed(Settings.load(checkpoint / "settings.json"), given))
     else:
-        preset = preset or default_preset(resolve_device(given.get("device", "auto")))
-        settings = Settings(**_fitting({**PRESETS[preset], **given}, given))
+        preset = preset or default_preset(given.get("device", "auto"))
+        settings = resolved(Settings.chosen(preset, given))
         out = out or _free_run(settings)
-        checkpoint = None
         if list_checkpoints(out):
             raise UserError(f"{out}: already holds a run; add --resume or choose another --out")
-    device = resolve_device(settings.device)
-    _configure(settings, device)
-    step = GANStep(settings, device)
-
+    configure(settings)
     if dry_run:
-        print(_description(settings, step, device))
+        print(_described(settings, GANStep(settings)), _found(settings, out), sep="\n")
         return 0
+    _found(settings, out)  # Data that is not there is better said before networks are built.
+    step = GANStep(settings)
+    finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
+    if finished >= settings.steps:
+        raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
-    finished, position = 0, 0
-    if checkpoint:
-        state = load_state(checkpoint)
-        load_weights(checkpoint, step.networks)
-        step.load_state_dict(state["task"])
-        finished, position = state["step"], state["position"]
-        if finished >= settings.steps:
-            raise UserError(
-                f"{out}: has all its {finished} steps; give --steps with a larger total"
-            )
-    with contextlib.closing(open_data(settings, device, out, position)) as clips:
+    with contextlib.closing(open_data(settings, out, position)) as clips:
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
-        print(_description(settings, step, device), clips.summary, f"writing to {out}", sep="\n")
+        print(_described(settings, step), clips.summary, f"writing to {out}", sep="\n")
         for file, reason in clips.skipped.items():
             print(f"skipped {file}: {reason}")
+        if data not in (None, clips.fingerprint):
+            print("the files have changed since the checkpoint: their clips come in a new order")
+        sys.stdout.flush()
         if profile:
             _profile(step, clips, out)
             return 0
@@ -99,34 +100,62 @@ def main(
     return 0
 
 
-def open_data(settings: Settings, device: torch.device, run: Path, position: int) -> ClipSource:
+def restore(step: "GANStep", checkpoint: Path) -> tuple[int, int, str]:
+    """Fill `step` from a checkpoint; its finished steps, the loader's position and fingerprint.
+
+    Raises:
+        UserError: when the checkpoint is not one of such a step.
+    """
+    from vgan_fast.checkpoint import load_state, load_weights
+
+    state = load_state(checkpoint)
+    load_weights(checkpoint, step.networks)
+    try:
+        step.load_state_dict(state["task"])
+        return state["step"], state["position"], state["data"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{checkpoint}: is not of this kind of run ({error})") from error
+
+
+def open_data(settings: Settings, run: Path, position: int) -> "ClipSource":
     """The loader of `settings.data`, after `position` batches.
 
     Raises:
         UserError: when the data cannot be used.
     """
+    import torch
+
     common = {
         "frames": settings.frames,
         "size": settings.size,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
-        "device": device,
+        "device": torch.device(settings.device),
         "position": position,
     }
     if settings.data == "synthetic":
+        from vgan_fast.loaders.synthetic import SyntheticClips
+
         return SyntheticClips(**common)
-    from vgan_fast.loaders.clips import open_clips  # DALI: slow to import, not on every system
+    from vgan_fast.loaders.clips import open_clips
 
     return open_clips(
-        Path(settings.data), cache=run / "frames", min_frames=settings.min_frames, **common
+        Path(settings.data), cache=_cache(run), min_frames=settings.min_frames, **common
     )
 
 
-def _fitting(values: dict, given: dict) -> dict:
-    """Drop the defaults that the given options leave no place for."""
-    if values.get("model") == "one-stream":
-        values = {"mask_penalty": 0.0, "mask_bias": 0.0, **given}
-    return values
+def _cache(run: Path) -> Path:
+    return run / "frames"
+
+
+def _found(settings: Settings, run: Path) -> str:
+    """What the data consists of, from names alone."""
+    if settings.data == "synthetic":
+        return "data: synthetic clips"
+    from vgan_fast.loaders.search import find_files
+
+    found = find_files(Path(settings.data), _cache(run))
+    return f"data: {len(found.files)} {'strips' if found.strips else 'videos'}, not yet opened"
 
 
 def _resumed(settings: Settings, given: dict) -> Settings:
@@ -147,35 +176,31 @@ def _free_run(settings: Settings) -> Path:
     return run
 
 
-def _newest_run() -> Path:
+def _run_to_resume(out: Path | None) -> Path:
+    from vgan_fast.checkpoint import is_checkpoint, list_checkpoints
+
+    if out is not None:
+        if is_checkpoint(out):
+            raise UserError(f"{out}: is a checkpoint; give its run, {out.parent.parent}")
+        return out
     runs = [p for p in Path("runs").glob("*") if list_checkpoints(p)]
     if not runs:
         raise UserError("--resume: no run in ./runs holds a checkpoint; name one with --out")
     return max(runs, key=lambda p: list_checkpoints(p)[-1].stat().st_mtime)
 
 
-def _configure(settings: Settings, device: torch.device) -> None:
-    if settings.deterministic:
-        # cuBLAS reads this when it starts; PyTorch refuses to be deterministic without it.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    elif device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    if settings.backend != "reference":
-        torch.set_float32_matmul_precision("high")
-
-
-def _description(settings: Settings, step: GANStep, device: torch.device) -> str:
+def _described(settings: Settings, step: "GANStep") -> str:
     sizes = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,} parameters"
         for name, network in step.networks.items()
     )
     shown = " ".join(f"{k}={v}" for k, v in dataclasses.asdict(settings).items())
-    precision = "bf16" if step.bf16 else "fp32"
-    return f"{shown}\n{sizes}; training on {device.type} in {precision}"
+    return f"{shown}\n{sizes}"
 
 
-def _profile(step: GANStep, clips: ClipSource, out: Path) -> None:
+def _profile(step: "GANStep", clips: "ClipSource", out: Path) -> None:
+    import torch
+
     activities = [torch.profiler.ProfilerActivity.CPU]
     if step.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -184,7 +209,8 @@ def _profile(step: GANStep, clips: ClipSource, out: Path) -> None:
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(PROFILED):
             step(clips.next_batch())
-    profile.export_chrome_trace(str(out / "trace.json"))
+    with explained(out):
+        profile.export_chrome_trace(str(out / "trace.json"))
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
     print(f"trace of {PROFILED} steps: {out / 'trace.json'}")
 

@@ -43,6 +43,7 @@ class ClipSource(Protocol):
 
     summary: str
     skipped: Mapping[Path, str]
+    fingerprint: str
     position: int
 
     def next_batch(self) -> Tensor:
@@ -80,10 +81,18 @@ def train(
     """
     pace = _Pace(finished)
     bar = tqdm(total=settings.steps, initial=finished, unit="step", dynamic_ncols=True)
-    with bar, _Signals() as signals, explained(run), SummaryWriter(str(run)) as writer:
+    with explained(run):
+        # Scalars beyond the checkpoint that a killed run had written are dropped.
+        writer = SummaryWriter(str(run), purge_step=finished + 1)
+    with bar, _Signals() as signals, writer:
 
         def save(done: int) -> None:
-            state = {"task": step.state_dict(), "position": clips.position}
+            _refuse_broken_weights(step.networks, done)
+            state = {
+                "task": step.state_dict(),
+                "position": clips.position,
+                "data": clips.fingerprint,
+            }
             save_checkpoint(run, done, step.networks, state, settings)
 
         def picture(done: int) -> None:
@@ -92,7 +101,8 @@ def train(
             write_picture(run / "pictures" / f"step-{done:08d}.gif", animation)
             strip = film_strip(as_frames(streams["video"]))
             write_picture(run / "pictures" / f"step-{done:08d}.png", strip)
-            _add_animation(writer, "samples", animation, done)
+            with explained(run):
+                _add_animation(writer, "samples", animation, done)
 
         done = finished
         while done < settings.steps and signals.caught is None:
@@ -100,7 +110,8 @@ def train(
             done += 1
             bar.update()
             if done % READ_EVERY == 0 or done == settings.steps:
-                _report(losses, pace, bar, writer, done, settings.batch_size)
+                with explained(run):
+                    _report(losses, pace, bar, writer, done, settings.batch_size)
             if done % settings.sample_every == 0 or done == settings.steps:
                 pace.pause(picture, done)
             if done % settings.checkpoint_every == 0:
@@ -151,8 +162,7 @@ def _report(
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise UserError(
-            f"the loss '{broken[0]}' is not finite at step {done}: --resume continues from the "
-            "last checkpoint; a lower --lr may help"
+            f"the loss '{broken[0]}' is not finite at step {done}: train again with a lower --lr"
         )
     steps_per_second, wait = pace.read(done)
     rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
@@ -164,6 +174,16 @@ def _report(
         writer.add_scalar(f"loss/{name}", value, done)
     for name, value in rates.items():
         writer.add_scalar(f"speed/{name}", value, done)
+
+
+def _refuse_broken_weights(networks: dict[str, nn.Module], done: int) -> None:
+    """Keep the last good checkpoint: a loss may be read later than it broke."""
+    for name, network in networks.items():
+        if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+            raise UserError(
+                f"the weights of the {name} are not finite at step {done}: train again with a "
+                "lower --lr"
+            )
 
 
 def _add_animation(writer: SummaryWriter, tag: str, animation: np.ndarray, done: int) -> None:

@@ -267,6 +267,34 @@ def test_a_strip_that_fails_late_is_named_and_never_a_zero_clip(tmp_path, caplog
     assert all(map(torch.equal, after[3:], resumed))
 
 
+def test_a_strip_whose_pixels_stop_early_is_named_and_never_grey(tmp_path):
+    """The decoder gives no error for it: it fills up with grey, end marker or not."""
+    noise = np.random.default_rng(0).integers(0, 256, (8 * 32, 32, 3), np.uint8)
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(noise))
+    whole = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(whole[: len(whole) // 3] + b"\xff\xd9")
+    with open_clips(tmp_path, cache=tmp_path / "c", **SETTINGS | dict(batch_size=3)) as loader:
+        assert loader.skipped == {}
+        batch = loader.next_batch()
+        assert [path.name for path in loader.skipped] == ["1.jpg"]
+    assert batch.float().std(dim=(2, 3, 4)).min() > 20
+
+
+def test_the_fingerprint_tells_when_the_files_have_changed(tmp_path):
+    def fingerprint():
+        with open_clips(tmp_path, cache=tmp_path / "c", **SETTINGS) as loader:
+            return loader.fingerprint
+
+    write_strip(tmp_path / "a.jpg", 8)
+    first = fingerprint()
+    assert fingerprint() == first
+    write_strip(tmp_path / "b.jpg", 8)
+    second = fingerprint()
+    write_strip(tmp_path / "b.jpg", 9)
+    assert len({first, second, fingerprint()}) == 3
+
+
 def test_a_substitute_is_the_next_good_strip_and_others_stay(tmp_path):
     for number in range(6):
         picture = np.full((8 * 32, 32, 3), 30 * number + 40, np.uint8)

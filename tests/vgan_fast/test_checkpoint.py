@@ -9,7 +9,6 @@ import torch
 from vgan_fast.checkpoint import (
     HASHES,
     WEIGHTS,
-    check_checkpoint,
     find_checkpoint,
     list_checkpoints,
     load_state,
@@ -66,9 +65,9 @@ def test_any_damage_is_refused_by_name_and_the_previous_one_offered(tmp_path, na
     else:
         flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
         file.write_bytes({"truncated": content[:-2], "emptied": b"", "flipped": flipped}[damage])
-    for read in (lambda p: load_weights(p, {"net": network()}), load_state):
+    for found_at in (tmp_path, file.parent):
         with pytest.raises(UserError, match=r"step-00000002.*step-00000001"):
-            read(file.parent)
+            find_checkpoint(found_at)
 
 
 def test_another_shape_is_refused(saved):
@@ -83,8 +82,8 @@ def test_nothing_to_find(tmp_path):
         find_checkpoint(tmp_path)
 
 
-def test_code_in_a_checkpoint_is_not_run(saved, tmp_path, monkeypatch):
-    """Even with matching hashes: the state is read without the power to call anything."""
+def test_code_in_a_checkpoint_is_not_run(saved, tmp_path):
+    """Whatever its hashes say: the state is read without the power to call anything."""
     path, _ = saved
     marker = tmp_path / "ran"
 
@@ -99,8 +98,7 @@ def test_code_in_a_checkpoint_is_not_run(saved, tmp_path, monkeypatch):
         for name, content in members.items():
             payload = pickle.dumps(Attack()) if name.endswith("data.pkl") else content
             archive.writestr(name, payload)
-    monkeypatch.setattr("vgan_fast.checkpoint.check_checkpoint", lambda path: None)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UserError, match="is not the state of a run"):
         load_state(path)
     assert not marker.exists()
 
@@ -115,4 +113,21 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"step-00000002: the disk is full.*--out"):
         save_checkpoint(tmp_path, 2, {"net": network()}, STATE, SETTINGS)
     assert list((tmp_path / "checkpoints").iterdir()) == [first]
-    check_checkpoint(first)
+    assert find_checkpoint(tmp_path) == first
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    left = tmp_path / "checkpoints" / ".step-00000001-abc"
+    (left / "step-00000001").mkdir(parents=True)
+    save_checkpoint(tmp_path, 2, {"net": network()}, STATE, SETTINGS)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x08" + bytes(20)], ids=repr)
+def test_files_that_somebody_made_up_are_refused_in_one_line(saved, content):
+    path, _ = saved
+    (path / "state.pt").write_bytes(content)
+    (path / "weights.safetensors").write_bytes(content)
+    for read in (load_state, lambda p: load_weights(p, {"net": network()})):
+        with pytest.raises(UserError, match="step-00000010"):
+            read(path)

@@ -132,11 +132,35 @@ def test_a_signal_saves_and_leaves(tmp_path, number):
     assert find_checkpoint(out)
 
 
+def test_a_damaged_write_is_one_line_wherever_it_happens(trained, tmp_path):
+    """A file size limit of the system: TensorBoard, pictures and checkpoints all run into it."""
+    code = """
+import resource, sys
+from vgan_fast import train
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+train.main(sys.argv[2:])
+"""
+    for limit in (10, 20_000, 100_000):
+        out = tmp_path / str(limit)
+        options = [*TINY, "--steps", 30, "--checkpoint-every", 5, "--sample-every", 10]
+        result = subprocess.run(
+            [sys.executable, "-c", code, *map(str, [limit, *options, "--out", out])],
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 2, result.stderr
+        assert "Traceback" not in result.stderr
+        assert "error: " in result.stderr
+        assert "the disk is full" in result.stderr
+        assert not list(out.glob("*/.*"))
+
+
 def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(train.main, *TINY, "--dry-run") == 0
     assert "generator" in capsys.readouterr().out
     assert run(train.main, *TINY, "--frames", 3) == 2
+    assert run(train.main, *TINY, "--dry-run", "--data", "absent") == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -153,6 +177,9 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--lr-d", "-1"], "--lr-d -1"),
         (["--average", "1"], "--average 1"),
         (["--seed", "-1"], "--seed -1"),
+        (["--seed", str(2**70)], "--seed"),
+        (["--mask-bias", "inf"], "--mask-bias inf"),
+        (["--batch-size", "1000000000"], "--batch-size"),
         (["--loss", "hinge", "--logits", "2"], "--loss hinge needs --logits 1"),
         (["--loss", "wasserstein"], "--loss"),
         (["--backend", "fused"], "--backend fused"),
@@ -193,6 +220,8 @@ def test_a_resumed_run_keeps_its_settings(trained, capsys):
     assert "--width 8" in capsys.readouterr().err
     assert run(train.main, "--resume", "--out", trained) == 2
     assert "has all its 6 steps" in capsys.readouterr().err
+    assert run(train.main, "--resume", "--out", find_checkpoint(trained), "--steps", 9) == 2
+    assert "is a checkpoint; give its run" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_named(trained, tmp_path, capsys):
@@ -230,9 +259,31 @@ def test_a_full_disk_ends_with_one_line_and_whole_checkpoints(tmp_path, monkeypa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    arguments = [*TINY, "--steps", 40, "--lr", "1e30", "--out", tmp_path / "nan"]
-    assert run(train.main, *arguments) == 2
-    assert "is not finite" in capsys.readouterr().err
+    arguments = [*TINY, "--steps", 40, "--lr", "1e30", "--checkpoint-every", 2]
+    assert run(train.main, *arguments, "--out", tmp_path / "nan") == 2
+    assert "not finite" in capsys.readouterr().err
+    assert not list_checkpoints(tmp_path / "nan")  # No broken weights were kept.
+
+
+def test_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
+    def short(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+
+    monkeypatch.setattr("vgan_fast.gan_step.GANStep.__call__", short)
+    assert run(train.main, *TINY, "--out", tmp_path / "memory") == 2
+    assert "error: out of memory: lower --batch-size" in capsys.readouterr().err
+
+
+def test_changed_files_are_said_on_resume(tmp_path, capsys):
+    strips, out = tmp_path / "strips", tmp_path / "out"
+    strips.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (4 * 16, 16, 3), np.uint8)
+    for name in "ab":
+        iio.imwrite(strips / f"{name}.jpg", noise)
+    assert run(train.main, *TINY, "--data", strips, "--steps", 2, "--out", out) == 0
+    iio.imwrite(strips / "c.jpg", noise)
+    assert run(train.main, "--resume", "--steps", 3, "--out", out) == 0
+    assert "the files have changed" in capsys.readouterr().out
 
 
 def test_profile_writes_a_trace_and_trains_no_further(tmp_path, capsys):
@@ -245,6 +296,7 @@ def test_one_stream_and_deterministic_runs(tmp_path):
     arguments = ["--model", "one-stream", "--deterministic", "--steps", 2, "--out", tmp_path / "o"]
     try:
         assert run(train.main, *TINY, *arguments) == 0
+        assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
     assert iio.imread(tmp_path / "o/pictures/step-00000002.gif").shape[2] == 130 + 2
@@ -296,6 +348,10 @@ def test_generate_refuses_what_it_cannot_read_or_write(trained, tmp_path, capsys
     (tmp_path / "file").write_text("")
     assert run(generate.main, trained, "--out", tmp_path / "file") == 2
     assert "is a file" in capsys.readouterr().err
+    assert run(generate.main, trained, "--out", tmp_path / "x.webm") == 2
+    assert "must end in .gif" in capsys.readouterr().err
+    assert run(generate.main, trained, "--out", tmp_path / "x.gif", "--count", 2000) == 2
+    assert "--count 2000" in capsys.readouterr().err
     assert run(generate.main, trained, "--out", tmp_path / "file" / "x.gif") == 2
     assert "cannot be written" in capsys.readouterr().err
 

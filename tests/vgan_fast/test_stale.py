@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.functional import jacobian
 
-from vgan_fast.models import ClipShape, Discriminator
+from vgan_fast.models import Discriminator
+from vgan_fast.shape import ClipShape
 from vgan_fast.stale import forward_with_inputs, stale_input_gradient
 
 SHAPE = ClipShape(frames=4, size=16, width=2, latent=3)

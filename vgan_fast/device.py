@@ -1,0 +1,66 @@
+"""Where and in which precision a run computes."""
+
+import dataclasses
+import os
+
+import torch
+
+from vgan_fast.errors import UserError
+from vgan_fast.settings import Settings
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for.
+
+    Raises:
+        UserError: for `cuda` where PyTorch sees no GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def default_preset(name: str) -> str:
+    """The paper's settings on a GPU, the short run on a CPU."""
+    return "paper" if find_device(name).type == "cuda" else "short"
+
+
+def resolved(settings: Settings) -> Settings:
+    """The settings with nothing left to this machine: `auto` replaced in device and precision.
+
+    bf16 where the device multiplies it natively; elsewhere a CPU emulates it and is slower than in
+    fp32. The reference backend is fp32.
+
+    Raises:
+        UserError: for a device that is not there.
+    """
+    device = find_device(settings.device)
+    precision = settings.precision
+    if precision == "auto":
+        bf16 = settings.backend != "reference" and _multiplies_bf16(device)
+        precision = "bf16" if bf16 else "fp32"
+    return dataclasses.replace(settings, device=device.type, precision=precision)
+
+
+def configure(settings: Settings) -> None:
+    """Set PyTorch's global switches for a run: call once, before any work.
+
+    fp32 means fp32: convolutions and products on a GPU do not round to TF32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    if settings.deterministic:
+        # cuBLAS reads this when it starts; PyTorch refuses to be deterministic without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.backends.cudnn.benchmark = settings.backend != "reference"
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # The only query that PyTorch has; private, so tests cover it.
+    return torch.cpu._is_avx512_bf16_supported()
