@@ -119,15 +119,18 @@ def test_bf16_losses_and_gradients_stay_within_rounding_of_the_reference():
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=2e-2, atol=2e-3)
 
-    def gradient(network):
-        return torch.cat([p.grad.flatten() for p in network.parameters()])
+    def gradient(step, name):
+        # Adam's first moment after one step; .grad of the reference's discriminator also holds
+        # what the generator's step left there.
+        moments = step.optimizers[name].state.values()
+        return torch.cat([state["exp_avg"].flatten() for state in moments])
 
-    for name, network in exact.networks.items():
-        truth = gradient(network)
-        error = (gradient(fast.networks[name]) - truth).norm() / truth.norm()
-        # bf16 keeps 8 bits: less error would mean that it was not used, more that it went wrong
-        # (the generator's gradient passes through eight layers; 0.09 was seen).
-        assert 1e-3 < error < 0.15, name
+    # bf16 keeps 8 bits: less error would mean that it was not used, more that it went wrong. The
+    # generator's gradient passes through both networks.
+    for name, most in (("discriminator", 0.05), ("generator", 0.25)):
+        truth = gradient(exact, name)
+        error = (gradient(fast, name) - truth).norm() / truth.norm()
+        assert 1e-3 < error < most, name
 
 
 def test_which_passes_update_the_discriminators_running_statistics():
