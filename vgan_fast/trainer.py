@@ -1,9 +1,10 @@
 """The training loop: progress, logging, pictures, checkpoints and signals, whatever the task."""
 
+import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -81,10 +82,7 @@ def train(
     """
     pace = _Pace(finished)
     bar = tqdm(total=settings.steps, initial=finished, unit="step", dynamic_ncols=True)
-    with explained(run):
-        # Scalars beyond the checkpoint that a killed run had written are dropped.
-        writer = SummaryWriter(str(run), purge_step=finished + 1)
-    with bar, _Signals() as signals, writer:
+    with bar, _Signals() as signals, _event_writer(run, finished) as writer:
 
         def save(done: int) -> None:
             _refuse_broken_weights(step.networks, done)
@@ -118,6 +116,18 @@ def train(
                 pace.pause(save, done)
         save(done)
     return signals.caught
+
+
+@contextlib.contextmanager
+def _event_writer(run: Path, finished: int) -> Iterator[SummaryWriter]:
+    with explained(run):
+        # Drops what a killed run wrote beyond its last checkpoint.
+        writer = SummaryWriter(str(run), purge_step=finished + 1)
+    try:
+        yield writer
+    finally:
+        with explained(run):
+            writer.close()
 
 
 class _Pace:
