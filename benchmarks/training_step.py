@@ -32,9 +32,10 @@ PATHS = {
     "default": {},
 }
 TOLERANCE = 0.02  # relative error of losses after one step: bf16 keeps 8 bits
-# The generator's gradient passes through both networks, and through a discriminator whose first
-# Adam step turned rounding into signs.
-GRADIENT_TOLERANCE = {"discriminator": 0.05, "generator": 0.25}
+# bf16 against fp32: 0.09 was seen for the discriminator, whose real and generated terms nearly
+# cancel at first, 0.15 for the generator, behind a discriminator whose first Adam step turned
+# rounding into signs. A wrong sign or a missing term is off by about 1.
+GRADIENT_TOLERANCE = {"discriminator": 0.2, "generator": 0.3}
 
 
 def check(steps: dict[str, GANStep], frames: torch.Tensor) -> None:
