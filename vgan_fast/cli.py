@@ -42,8 +42,11 @@ def _unless_reported(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def options_of(settings: type):
-    """Decorator: a command line option for each field of a dataclass, None where not given."""
+def options_of(settings: type, presets: dict[str, dict]):
+    """Decorator: a command line option for each field of a dataclass, None where not given.
+
+    The help of an option names its default, in each preset where they differ.
+    """
 
     def decorate(command):
         types = typing.get_type_hints(settings)
@@ -55,11 +58,20 @@ def options_of(settings: type):
                 type=_click_type(types[field.name]),
                 is_flag=types[field.name] is bool,
                 default=None,
-                help=field.metadata["help"],
+                help=f"{field.metadata['help']}{_defaults(field, presets)}",
             )(command)
         return command
 
     return decorate
+
+
+def _defaults(field: dataclasses.Field, presets: dict[str, dict]) -> str:
+    values = {name: preset.get(field.name, field.default) for name, preset in presets.items()}
+    if field.default is None or isinstance(field.default, bool):
+        return ""
+    if len(set(values.values())) == 1:
+        return f"  [{field.default}]"
+    return f"  [{', '.join(f'{name}: {value}' for name, value in values.items())}]"
 
 
 def _click_type(annotation):

@@ -52,7 +52,7 @@ class Settings:
     min_frames: int = _option(1, "shortest usable file; shorter than a clip is padded by its end")
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
     backend: Literal["auto", "fused", "reference"] = _option(
-        "auto", "fastest path here, our fused kernels in every layer, or the plain reference"
+        "auto", "fastest path here, fused kernels (not in this version), or the plain reference"
     )
     precision: Literal["auto", "fp32", "bf16"] = _option(
         "auto", "activations and products; statistics, losses and weights are always fp32"

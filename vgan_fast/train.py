@@ -25,7 +25,7 @@ PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 
 
 @click.command(cls=Program)
-@options_of(Settings)
+@options_of(Settings, PRESETS)
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
