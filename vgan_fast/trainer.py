@@ -21,7 +21,7 @@ from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write
 from vgan_fast.settings import Settings
 
 READ_EVERY = 10  # steps between reading losses, which waits for the device
-ROWS = 6  # samples in a picture
+ROWS = 4  # samples in a picture
 
 
 class TrainingStep(Protocol):

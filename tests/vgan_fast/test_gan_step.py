@@ -189,6 +189,9 @@ def test_samples_are_the_average_in_evaluation_mode_and_disturb_nothing():
     latents = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
     averaged = with_own_statistics(watched.sampler)
     assert torch.equal(samples["video"], sample_streams(averaged, latents)["video"])
+    # In evaluation mode a sample does not depend on the batch around it.
+    alone = sample_streams(averaged, latents[:1])["video"]
+    torch.testing.assert_close(samples["video"][:1], alone)
     assert set(samples) == {"video", "foreground", "mask", "background"}
     assert all(clip.shape[2:] == (8, 16, 16) for clip in samples.values())
     assert torch.equal(samples["background"][:, :, 0], samples["background"][:, :, 5])

@@ -83,8 +83,8 @@ def test_a_run_leaves_checkpoints_pictures_and_scalars(trained):
     }
     animation = iio.imread(trained / "pictures" / "step-00000006.gif")
     assert animation.shape[0] == 4
-    # Four columns (video, foreground, mask, background) of 128 pixels, six rows.
-    assert animation.shape[1:3] == (6 * 130 + 2, 4 * 130 + 2)
+    # Four columns (video, foreground, mask, background) of 128 pixels, four rows.
+    assert animation.shape[1:3] == (4 * 130 + 2, 4 * 130 + 2)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(trained)).Reload().Tags()
@@ -258,11 +258,20 @@ def test_a_full_disk_ends_with_one_line_and_whole_checkpoints(tmp_path, monkeypa
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    arguments = [*TINY, "--steps", 40, "--lr", "1e30", "--checkpoint-every", 2]
+@pytest.mark.parametrize(
+    ("checkpoint_every", "named"),
+    [(2, "the weights of the"), (1000, "the loss '")],
+    ids=["weights", "loss"],
+)
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(
+    tmp_path, capsys, checkpoint_every, named
+):
+    arguments = [*TINY, "--steps", 40, "--lr", "1e30", "--checkpoint-every", checkpoint_every]
     assert run(train.main, *arguments, "--out", tmp_path / "nan") == 2
-    assert "not finite" in capsys.readouterr().err
-    assert not list_checkpoints(tmp_path / "nan")  # No broken weights were kept.
+    error = capsys.readouterr().err
+    assert named in error
+    assert "not finite" in error
+    assert not list_checkpoints(tmp_path / "nan")
 
 
 def test_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
