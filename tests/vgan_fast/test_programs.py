@@ -83,6 +83,8 @@ def test_a_run_leaves_checkpoints_pictures_and_scalars(trained):
     }
     animation = iio.imread(trained / "pictures" / "step-00000006.gif")
     assert animation.shape[0] == 4
+    info = iio.immeta(trained / "pictures" / "step-00000006.gif")
+    assert info["loop"] == 0  # Played for ever.
     # Four columns (video, foreground, mask, background) of 128 pixels, four rows.
     assert animation.shape[1:3] == (4 * 130 + 2, 4 * 130 + 2)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
