@@ -2,9 +2,9 @@
 
     python -m benchmarks.synthetic_quality --seeds 0 1 2 --steps 3000 --runs runs/quality
 
-Each run is `python -m vgan_fast.train --steps … --seed …` in a process of its own; a finished run
-in the folder is measured again, not trained again. Prints a table, and writes it and a film strip
-of each seed to --results.
+Each run is `python -m vgan_fast.train --preset short --steps … --seed …` in a process of its own; a
+finished run in the folder is measured again, not trained again. Prints a table, and writes it and a
+film strip of each seed to --results.
 
 The Fréchet distances are on `vgan_fast.metrics.RandomExtractor`, against 2,048 held-out clips:
 the samples', and for scale those of other real clips, of real clips frozen at their first frame,
@@ -52,7 +52,8 @@ def train(run: Path, seed: int, steps: int, options: list[str]) -> dict[str, str
     Raises:
         UserError: when the folder holds the run of another command.
     """
-    command = ["-m", "vgan_fast.train", "--steps", str(steps), "--seed", str(seed), *options]
+    command = ["-m", "vgan_fast.train", "--preset", "short", "--steps", str(steps)]
+    command += ["--seed", str(seed), *options]
     record = run / "training.json"
     if not record.exists():
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -63,7 +64,7 @@ def train(run: Path, seed: int, steps: int, options: list[str]) -> dict[str, str
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         made = {
             "command": " ".join(["python", *command]),
-            "minutes (CPU minutes)": f"{wall / 60:.1f} ({cpu / 60:.1f})",
+            "minutes (core minutes)": f"{wall / 60:.1f} ({cpu / 60:.1f})",
             "machine": describe(),
         }
         record.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
@@ -167,7 +168,7 @@ def main() -> None:
         run = arguments.runs / f"seed-{seed}"
         made = train(run, seed, arguments.steps, arguments.options)
         row, frames = measure(run)
-        row = {"seed": str(seed), "minutes (CPU minutes)": made["minutes (CPU minutes)"], **row}
+        row = {"seed": str(seed), "minutes (core minutes)": made["minutes (core minutes)"], **row}
         if seed == arguments.seeds[0]:
             lines += [f"Trained by `{made['command']}`, {made['machine']}.", ""]
             lines += [f"| {' | '.join(row)} |", "|" + "---|" * len(row)]

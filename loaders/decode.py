@@ -44,6 +44,11 @@ def decode_video(source: Path, target: Path, short_side: int) -> None:
 
 def frames_by_opencv(source: Path) -> Iterator[np.ndarray]:
     """Yield the frames, uint8 (H, W, 3), RGB, turned upright by OpenCV itself."""
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:
+        # A name that is no UTF-8 would kill OpenCV's process; PyAV reads it.
+        raise UndecodableError("OpenCV cannot open a file of this name") from None
     # Broken files are reported by name; FFmpeg's own complaints would only repeat it.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2

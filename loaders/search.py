@@ -38,7 +38,8 @@ def find_files(data: Path, cache: Path) -> Found:
         UserError: `data` is missing, holds nothing usable, or holds videos and strips together.
     """
     ignored = 0
-    if data.is_dir():
+    # os.path, unlike Path, answers "no" for what may not be looked at or is too long a name.
+    if os.path.isdir(data):
         everything = _walk(data, cache)
         files = [file for file in everything if _is_video(file) or _is_strip(file)]
         ignored = len(everything) - len(files)
@@ -47,7 +48,7 @@ def find_files(data: Path, cache: Path) -> Found:
                 f"{data}: no video and no JPEG strip among its {ignored} files;"
                 " name a folder with videos, or a list file"
             )
-    elif not data.is_file():
+    elif not os.path.isfile(data):
         raise UserError(f"{data}: no such file or folder; name a folder of videos or a list file")
     elif _is_video(data) or _is_strip(data):
         files = [data]
@@ -83,6 +84,10 @@ def _walk(folder: Path, cache: Path) -> list[Path]:
     entered = {cache.resolve()}
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         entered.add(Path(root).resolve())
+        # A training run, by TensorBoard's file in it: its own pictures are no data.
+        if any(name.startswith("events.out.tfevents.") for name in names):
+            folders.clear()
+            continue
         folders[:] = [
             name
             for name in sorted(folders)
@@ -112,7 +117,6 @@ def _read_list(data: Path) -> list[Path]:
         if not line or line.startswith("#"):
             continue
         readings = (data.parent / text for text in (line, line.rsplit(None, 1)[0]))
-        # os.path.isfile, unlike Path.is_file, takes an overlong name or a NUL for "no".
         file = next(filter(os.path.isfile, readings), None)
         if file is None:
             raise UserError(

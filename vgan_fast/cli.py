@@ -1,6 +1,7 @@
 """What the command line programs share."""
 
 import dataclasses
+import io
 import sys
 import threading
 import typing
@@ -16,6 +17,9 @@ class Program(click.Command):
     def main(self, *args, **kwargs):
         """Run; see `click.Command.main`."""
         threading.excepthook = _unless_reported
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # File names need not be valid UTF-8.
+                stream.reconfigure(errors="backslashreplace")
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except UserError as error:
@@ -26,7 +30,8 @@ class Program(click.Command):
             status = 2
         except (MemoryError, RuntimeError) as error:
             # PyTorch's CPU allocator raises a plain RuntimeError.
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
+            lacking = ("out of memory", "allocate memory", "enough memory")
+            if not isinstance(error, MemoryError) and not any(s in str(error) for s in lacking):
                 raise
             print("error: out of memory: lower --batch-size, --width or --size", file=sys.stderr)
             status = 2

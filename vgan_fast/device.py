@@ -18,7 +18,9 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+        raise UserError(
+            "--device cuda: PyTorch sees no CUDA GPU here; train with --device cpu from the start"
+        )
     return torch.device(name)
 
 

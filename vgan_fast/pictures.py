@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vgan_fast.errors import UserError
 from vgan_fast.files import written_whole
 
 GAP = 2  # pixels of white between clips
 SHOWN = 128  # small clips are enlarged to about this height
+LARGEST_MP4 = 16384  # pixels a side that the encoder takes
 FPS = 12  # a clip of 32 frames lasts 2.7 s
 
 
@@ -54,12 +56,21 @@ def write_picture(path: Path, picture: np.ndarray, fps: int = FPS) -> None:
 
 
 def encode(picture: np.ndarray, suffix: str, fps: int = FPS) -> bytes:
-    """The bytes of a `.png`, `.gif` (endless) or `.mp4` (H.264) file."""
+    """The bytes of a `.png`, `.gif` (endless) or `.mp4` (H.264) file.
+
+    Raises:
+        UserError: for an MP4 of more than 16,384 pixels a side.
+    """
     if suffix == ".gif":
         return iio.imwrite(
             "<bytes>", picture, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0
         )
     if suffix == ".mp4":
+        if max(picture.shape[1:3]) > LARGEST_MP4:
+            raise UserError(
+                f"{picture.shape[2]}x{picture.shape[1]} pixels are too many for MP4; ask for fewer "
+                "clips or another format"
+            )
         # H.264's common pixel format halves the colour planes, so sides must be even.
         padding = [(0, 0), (0, picture.shape[1] % 2), (0, picture.shape[2] % 2), (0, 0)]
         return iio.imwrite(

@@ -62,6 +62,7 @@ def main(
             raise UserError("--preset: a resumed run keeps its settings; leave the option out")
         out = _run_to_resume(out)
         checkpoint = find_checkpoint(out)
+        given = {name: value for name, value in given.items() if value != "auto"}
         settings = resolved(_resumed(Settings.load(checkpoint / "settings.json"), given))
     else:
         preset = preset or default_preset(given.get("device", "auto"))
@@ -86,7 +87,9 @@ def main(
         for file, reason in clips.skipped.items():
             print(f"skipped {file}: {reason}")
         if data not in (None, clips.fingerprint):
-            print("the files have changed since the checkpoint: their clips come in a new order")
+            print(
+                "the files are not those of the checkpoint: their clips may come in another order"
+            )
         sys.stdout.flush()
         if profile:
             _profile(step, clips, out)

@@ -110,10 +110,10 @@ def train(
             if done % READ_EVERY == 0 or done == settings.steps:
                 with explained(run):
                     _report(losses, pace, bar, writer, done, settings.batch_size)
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                pace.pause(save, done)  # Before the picture, which may fail.
             if done % settings.sample_every == 0 or done == settings.steps:
                 pace.pause(picture, done)
-            if done % settings.checkpoint_every == 0:
-                pace.pause(save, done)
         save(done)
     return signals.caught
 

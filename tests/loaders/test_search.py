@@ -120,3 +120,18 @@ def test_bad_list(tmp_path, content, message):
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         find_files(tmp_path / "list.txt", tmp_path / "cache")
+
+
+def test_pictures_of_training_runs_are_no_data(tmp_path):
+    wanted = tmp_path / "a.mp4"
+    wanted.touch()
+    pictures = tmp_path / "runs" / "mine-1" / "pictures"
+    pictures.mkdir(parents=True)
+    (pictures / "step-00000100.gif").touch()
+    (pictures.parent / "events.out.tfevents.1.host.2.0").touch()
+    assert find_files(tmp_path, tmp_path / "cache").files == [wanted]
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_files(tmp_path / ("x" * 300), tmp_path / "cache")

@@ -98,7 +98,7 @@ def test_resume_is_bit_for_bit_the_run_that_never_stopped(trained, tmp_path):
     out = tmp_path / "halves"
     common = [*TINY, "--checkpoint-every", 3, "--sample-every", 3, "--out", out]
     assert run(train.main, *common, "--steps", 3) == 0
-    assert run(train.main, "--resume", "--out", out, "--steps", 6) == 0
+    assert run(train.main, "--resume", "--out", out, "--steps", 6, "--precision", "auto") == 0
     assert_same_weights(out, trained)
     states = [
         torch.load(find_checkpoint(o) / "state.pt", weights_only=True) for o in (out, trained)
@@ -294,7 +294,7 @@ def test_changed_files_are_said_on_resume(tmp_path, capsys):
     assert run(train.main, *TINY, "--data", strips, "--steps", 2, "--out", out) == 0
     iio.imwrite(strips / "c.jpg", noise)
     assert run(train.main, "--resume", "--steps", 3, "--out", out) == 0
-    assert "the files have changed" in capsys.readouterr().out
+    assert "the files are not those of the checkpoint" in capsys.readouterr().out
 
 
 def test_profile_writes_a_trace_and_trains_no_further(tmp_path, capsys):
@@ -342,6 +342,13 @@ def test_generate_is_seeded_and_a_longer_list_begins_with_the_shorter(trained, t
     assert np.array_equal(way[0], short[0])
     assert np.array_equal(way[2], other[0])
     assert not np.array_equal(way[1], way[0])
+
+
+def test_an_mp4_that_is_too_large_is_refused_in_one_line(trained, tmp_path, capsys):
+    out = tmp_path / "large.mp4"
+    assert run(generate.main, trained, "--out", out, "--count", 1000, "--streams") == 2
+    assert "too many for MP4" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_generate_streams_side_by_side(trained, tmp_path):
