@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vgan_fast.errors import UserError
+
+Kind = Literal["video", "images", "strip", "tar", "npy"]
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -16,6 +19,15 @@ VIDEO_SUFFIXES = frozenset(
     )
 )
 STRIP_SUFFIXES = frozenset((".jpg", ".jpeg"))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file, or one folder of frame images, that clips come from."""
+
+    path: Path
+    kind: Kind
+    label: str | None = None  # name of its class
 
 
 @dataclass(frozen=True)
