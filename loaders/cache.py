@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
+import logging
+import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,46 +29,51 @@ from tqdm import tqdm
 
 from vgan_fast.errors import UserError
 
-from .decode import UndecodableError, decode_video
+from . import nvdec
+from .decode import decode_source
+from .decoders import Settings, UndecodableError, image_files
+from .frames import Frames
+from .search import Source
 
 # Part of every cache key: raise it when decode.py changes what it writes.
-FORMAT = 1
+FORMAT = 2
+MEMORY = 8 << 30  # bytes that one decoding process may take
+
+_Decode = Callable[[Path, Path, str, Settings], float | None]
+_log = logging.getLogger(__name__)
+
+# What is tried on a source, in this order, until one of them reads it.
+_DECODERS = {"video": ("OpenCV", "PyAV"), "images": ("Pillow",)}
+# A set that NVDEC fails on so much more often than not is left to the others.
+_NVDEC_FAILURES = 3
+_MOST_THREADS = 16  # of a decoder, FFmpeg's own bound: each holds frames
+_NVDEC_PROCESSES = 4  # each takes half a gigabyte of the GPU
 
 
-@dataclass(frozen=True)
-class Frames:
-    """The decoded frames of one video: uint8 (F, H, W, 3), RGB, in a `.npy` file."""
-
-    source: Path
-    file: Path
-    offset: int  # bytes before the first frame
-    shape: tuple[int, int, int, int]
+@dataclass(frozen=True, slots=True)
+class _Task:
+    source: Source
+    entry: Path  # where its frames go
+    seconds: float  # until a decoder counts as hung
+    decoders: tuple[str, ...]  # still to be tried, this one first
+    reasons: tuple[str, ...] = ()  # why others failed
 
     @property
-    def length(self) -> int:
-        """Number of frames."""
-        return self.shape[0]
+    def decoder(self) -> str:
+        return self.decoders[0]
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Map frames `start` to `start + count`: uint8 (count, H, W, 3), read-only, no copy."""
-        frame_bytes = int(np.prod(self.shape[1:]))
-        # Mapped for each clip, not once for each video: a mapping holds a file descriptor, and a
-        # set has more videos than a process may hold of those.
-        return np.memmap(
-            self.file,
-            np.uint8,
-            mode="r",
-            offset=self.offset + start * frame_bytes,
-            shape=(count, *self.shape[1:]),
-        )
+    @property
+    def limit(self) -> float:
+        """Seconds until that decoder counts as hung: hardware is quick, or it is broken."""
+        return self.seconds / 10 if self.decoder == "NVDEC" else self.seconds
 
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    target: Path
-    short_side: int
-    seconds: float  # until it counts as hung
+    def after(self, reason: str) -> _Task:
+        """Return the task of the decoders after that one, which failed for `reason`."""
+        if self.decoder == "NVDEC":  # the others say what is wrong with the file
+            _log.info("%s: not decoded by NVDEC: %s", self.source.path, reason)
+            return replace(self, decoders=self.decoders[1:])
+        one_line = " ".join(reason.split())
+        return replace(self, decoders=self.decoders[1:], reasons=(*self.reasons, one_line))
 
 
 def time_limit(size: int) -> float:
@@ -74,42 +85,58 @@ def time_limit(size: int) -> float:
 
 
 def decode_videos(
-    sources: list[Path],
+    sources: list[Source],
     cache: Path,
     *,
     short_side: int,
+    fps: float | None,
     workers: int,
-    decode: Callable[[Path, Path, int], None] = decode_video,
+    device: str = "cpu",
+    decode: _Decode = decode_source,
     limit: Callable[[int], float] = time_limit,
+    memory: int = MEMORY,
 ) -> tuple[list[Frames], dict[Path, str]]:
     """Return the frames of every source in order, and each broken source with the reason.
 
-    A source that this cache already holds (same path, size, time of change and `short_side`) is
-    not decoded again. The others are decoded in `workers` processes; one that kills its process,
-    or takes longer than `limit(its bytes)` seconds, costs itself only. Frames appear in the cache
-    complete or not at all, and processes that share a cache take turns in filling it.
+    Sources are of the kinds "video" and "images". One that this cache already holds (same path,
+    size, time of change, `short_side` and `fps`; of a folder, the same of each image) is not
+    decoded again. The others are decoded in `workers` processes: a video by OpenCV, and by PyAV
+    where OpenCV fails, gets nothing, crashes, takes longer than `limit(its bytes)` seconds or more
+    than `memory` bytes; on `device` "cuda" or "cuda:1", by NVDEC before them. Such a failure costs
+    itself only. Frames appear in the cache complete or not at all, and processes that share a
+    cache take turns in filling it.
 
     Raises:
         UserError: the cache cannot be written (full, read-only), or no process can be started.
     """
+    settings = Settings(short_side, None if fps is None else float(fps), device=device)
     skipped: dict[Path, str] = {}
-    entries: dict[Path, Path] = {}
-    seconds: dict[Path, float] = {}
+    entries: dict[Source, Path] = {}
+    tasks: dict[Path, _Task] = {}
+    ahead = ("NVDEC",) if device != "cpu" and nvdec.is_there() else ()
     for source in sources:
         try:
-            status = source.stat()
+            size, identity = _identify(source)
         except OSError as error:
-            skipped[source] = f"cannot be read ({error.strerror})"
+            skipped[source.path] = f"cannot be read ({error.strerror})"
+        except UndecodableError as error:
+            skipped[source.path] = str(error)
         else:
-            entries[source] = cache / _key(source, status, short_side)
-            seconds[source] = limit(status.st_size)
+            entry = cache / _key(identity, settings)
+            decoders = (ahead if source.kind == "video" else ()) + _DECODERS[source.kind]
+            entries[source] = entry
+            tasks[entry] = _Task(source, entry, limit(size), decoders)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if any(_open(source, entry) is None for source, entry in entries.items()):
             _check_that_processes_start()  # before the lock, for which such a process would wait
             with open(cache / ".lock", "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                skipped |= _fill(cache, entries, seconds, short_side, workers, decode)
+                missing = [
+                    task for task in tasks.values() if _open(task.source, task.entry) is None
+                ]
+                run = partial(_decode_within, memory, decode)
+                skipped |= _fill(cache, missing, workers, settings, run)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = "free some space, or choose another --out"
@@ -118,88 +145,128 @@ def decode_videos(
         raise UserError(
             f"{cache}: decoded frames cannot be stored ({error.strerror}); {remedy}"
         ) from error
-    opened = (_open(source, entry) for source, entry in entries.items() if source not in skipped)
-    in_order = {source: skipped[source] for source in sources if source in skipped}
+    opened = (_open(source, entries[source]) for source in sources if source in entries)
+    in_order = {source.path: skipped[source.path] for source in sources if source.path in skipped}
     return [frames for frames in opened if frames is not None], in_order
 
 
+def _identify(source: Source) -> tuple[int, tuple]:
+    """Return the bytes of a source, and what changes whenever its content does."""
+    status = source.path.stat()
+    if source.kind == "images":
+        images = [(file.name, file.stat()) for file in image_files(source.path)]
+        listed = [(name, image.st_size, image.st_mtime_ns) for name, image in images]
+        return sum(size for _, size, _ in listed), (str(source.path.resolve()), listed)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise UndecodableError("not a regular file")
+    size = status.st_size
+    return size, (str(source.path.resolve()), size, status.st_mtime_ns)
+
+
+def _key(identity: tuple, settings: Settings) -> str:
+    everything = (FORMAT, identity, settings.short_side, settings.fps)
+    return hashlib.sha256(repr(everything).encode()).hexdigest()[:32] + ".npy"
+
+
+def _open(source: Source, entry: Path) -> Frames | None:
+    """Return what `entry` holds; None when it is absent or damaged, so that it is decoded again."""
+    try:
+        rate = json.loads(entry.with_suffix(".json").read_bytes())["rate"]
+        array = np.load(entry, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if array.dtype != np.uint8 or array.ndim != 4:
+        return None
+    if not (rate is None or (isinstance(rate, float) and 0 < rate < math.inf)):
+        return None
+    return Frames(source.path, entry, array.offset, array.shape, rate, source.label)
+
+
 def _fill(
-    cache: Path,
-    entries: dict[Path, Path],
-    seconds: dict[Path, float],
-    short_side: int,
-    workers: int,
-    decode: Callable[[Path, Path, int], None],
+    cache: Path, tasks: list[_Task], workers: int, settings: Settings, run: _Decode
 ) -> dict[Path, str]:
-    """Decode every source whose entry is absent; return those that failed, and why."""
+    """Store the frames of every task by the first decoder that succeeds; say why none does."""
     skipped = {}
     # A run that was killed while it held the lock has left its folder behind.
     for left in cache.glob(".decoding-*"):
         shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=".decoding-", dir=cache) as scratch:
-        tasks = [
-            _Task(source, Path(scratch, entry.name), short_side, seconds[source])
-            for source, entry in entries.items()
-            if _open(source, entry) is None
-        ]
-        with closing(_decode_apart(tasks, workers, decode)) as outcomes:
-            # disable=None: no bar where stderr is not a terminal
-            bar = tqdm(outcomes, "decoding videos", len(tasks), unit="file", disable=None)
-            for task, reason in bar:
-                if reason is None:
-                    os.replace(task.target, entries[task.source])
-                else:
-                    task.target.unlink(missing_ok=True)
-                    skipped[task.source] = reason
+    # disable=None: no bar where stderr is not a terminal
+    bar = tqdm(desc="decoding videos", total=len(tasks), unit="file", disable=None)
+    with bar, tempfile.TemporaryDirectory(prefix=".decoding-", dir=cache) as scratch:
+        while tasks:
+            # In rounds: a file that kills one decoder's process is tried by the next one after.
+            untried, again = dict.fromkeys(tasks), []
+            nvdec_failures = 0
+            with closing(_decode_apart(tasks, Path(scratch), workers, settings, run)) as outcomes:
+                for task, target, rate, reason in outcomes:
+                    del untried[task]
+                    if task.decoder == "NVDEC":
+                        nvdec_failures += 1 if reason else -1
+                    if reason is None:
+                        _store(target, rate, task.entry)
+                        bar.update()
+                    else:
+                        target.unlink(missing_ok=True)
+                        task = task.after(reason)
+                        if task.decoders:
+                            again.append(task)
+                        else:
+                            skipped[task.source.path] = "; ".join(dict.fromkeys(task.reasons))
+                            bar.update()
+                    if nvdec_failures == _NVDEC_FAILURES:
+                        break
+            tasks = again + [
+                task.after("it fails on most files") if task.decoder == "NVDEC" else task
+                for task in untried
+            ]
     return skipped
 
 
-def _key(source: Path, status: os.stat_result, short_side: int) -> str:
-    identity = (FORMAT, str(source.resolve()), status.st_size, status.st_mtime_ns, short_side)
-    return hashlib.sha256(repr(identity).encode()).hexdigest()[:32] + ".npy"
-
-
-def _open(source: Path, entry: Path) -> Frames | None:
-    """Return what `entry` holds; None when it is absent or damaged, so that it is decoded again."""
-    try:
-        array = np.load(entry, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        return None
-    if array.dtype != np.uint8 or array.ndim != 4:
-        return None
-    return Frames(source, entry, array.offset, array.shape)
+def _store(target: Path, rate: float | None, entry: Path) -> None:
+    """Move finished frames to their entry, after what is to be known about them."""
+    notes = target.with_suffix(".json")
+    notes.write_text(json.dumps({"rate": rate}))
+    os.replace(notes, entry.with_suffix(".json"))
+    os.replace(target, entry)
 
 
 def _decode_apart(
-    tasks: list[_Task], workers: int, decode: Callable[[Path, Path, int], None]
-) -> Iterator[tuple[_Task, str | None]]:
-    """Run every task in a process that it may kill; yield it and the reason it failed, or None."""
+    tasks: list[_Task], scratch: Path, workers: int, settings: Settings, run: _Decode
+) -> Iterator[tuple[_Task, Path, float | None, str | None]]:
+    """Try the decoder that is next for every task, in processes that it may kill.
+
+    Yields the task, its file of frames, their rate, and the reason it failed or None.
+    """
     while tasks:
-        pool = ProcessPool(
-            max_workers=min(workers, len(tasks)), context=multiprocessing.get_context("spawn")
-        )
+        processes = min(workers, len(tasks))
+        if any(task.decoder == "NVDEC" for task in tasks):
+            processes = min(processes, _NVDEC_PROCESSES)
+        threads = min(max(1, len(os.sched_getaffinity(0)) // processes), _MOST_THREADS)
+        settings = replace(settings, threads=threads)
+        pool = ProcessPool(max_workers=processes, context=multiprocessing.get_context("spawn"))
         lost = []
         try:
-            futures = {
-                pool.schedule(
-                    decode, args=[task.source, task.target, task.short_side], timeout=task.seconds
-                ): task
-                for task in tasks
-            }
+            futures = {}
+            for task in tasks:
+                target = scratch / task.entry.name
+                arguments = (task.source.path, target, task.decoder, settings)
+                futures[pool.schedule(run, arguments, timeout=task.limit)] = task, target
             for future in as_completed(futures):
-                task = futures[future]
+                task, target = futures[future]
+                rate = reason = None
                 try:
-                    future.result()
-                    yield task, None
+                    rate = future.result()
                 except UndecodableError as error:
-                    yield task, str(error)
+                    reason = str(error)
                 # Both are OSErrors in Python, as a full disk is: that one passes through.
                 except TimeoutError:
-                    yield task, f"the decoder hung: stopped after {task.seconds:.0f} s"
+                    reason = f"{task.decoder} hung: stopped after {task.limit:.0f} s"
                 except ProcessExpired as error:
-                    yield task, f"the decoder crashed ({_death(error.exitcode)})"
+                    reason = f"{task.decoder} crashed ({_death(error.exitcode)})"
                 except BrokenProcessPool:
                     lost.append(task)
+                    continue
+                yield task, target, rate, reason
         finally:
             pool.stop()
             pool.join()
@@ -211,6 +278,20 @@ def _decode_apart(
                 " Free some memory and try again"
             )
         tasks = lost
+
+
+def _decode_within(
+    memory: int, decode: _Decode, source: Path, target: Path, decoder: str, settings: Settings
+) -> float | None:
+    """Decode in this process, which may take up to `memory` bytes."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    # CUDA maps more than it takes.
+    bound = most if decoder == "NVDEC" or 0 <= most < memory else memory
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
+    try:
+        return decode(source, target, decoder, settings)
+    except MemoryError:
+        raise UndecodableError(f"{decoder} needs over {memory / 2**30:.3g} GiB of memory") from None
 
 
 def _check_that_processes_start() -> None:

@@ -1,8 +1,7 @@
-"""Batches of clips from videos or JPEG strips: the loader that training reads from."""
+"""Batches of clips from any source: the loader that training reads from."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,20 +10,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vgan_fast.errors import UserError
 
-from .cache import Frames, decode_videos
-from .epochs import Epochs
-from .search import find_files
-from .sources import Strips, Videos
+from .augment import Augmentation
+from .batches import Batches, Gathered, Stacked, Streamed, Varied
+from .cache import decode_videos
+from .clip_set import ClipSet, FrameSet, Job, Start, StripSet
+from .epochs import Epochs, Sample
+from .feed import Feed
+from .frames import Frames
+from .resident import Cache, Resident, choose_place
+from .search import Found, Source, find_sources, natural_key
+from .shards import open_npy, open_tar
 from .strips import Strip, measure_strips
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
-    from nvidia.dali.tensors import TensorListCPU, TensorListGPU
-
-PREFETCH = 2  # batches that DALI prepares ahead
 
 
 def open_clips(
@@ -35,42 +38,68 @@ def open_clips(
     batch_size: int,
     seed: int,
     device: torch.device,
-    cache: Path,
+    decoded: Path,
     min_frames: int = 1,
+    fps: float | None = None,
+    stride: int = 1,
+    start: Start = "random",
+    augmentation: Augmentation | None = None,
+    cache: Cache = "auto",
     position: int = 0,
     workers: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> ClipLoader:
-    """Open a folder, a list or a single file of videos or JPEG strips as endless batches of clips.
+    """Open whatever `data` names as endless batches of clips.
 
-    Videos are decoded once, here, into `cache`; a later opening finds them there. Decoding starts
-    processes, so a script must call this under `if __name__ == "__main__":`.
+    That is a folder (searched recursively), a list, or one file, of videos, folders of frame
+    images and `.npy` arrays of clips, or of strips and WebDataset shards of strips; see
+    `search.find_sources` and `shards`. Videos and frame images are decoded once, here, into
+    `decoded`; a later opening finds them there. Decoding starts processes, so a script must call
+    this under `if __name__ == "__main__":`.
 
     Args:
-        data: folder (searched recursively), list file (one path a line), one video or one strip.
-        frames: T, frames in a clip; a shorter video or strip repeats its last frame.
+        data: what the user names.
+        frames: T, frames in a clip; a shorter file repeats its last frame.
         size: side of the clips in pixels: the short side is scaled to it and the centre cut out.
-        batch_size: N, clips in a batch.
-        seed: not negative; the batches depend on it and on the files, not on `workers`.
-        device: a CPU or an NVIDIA GPU; clips are scaled, and strips decoded, where they go.
-        cache: folder for decoded frames, created where absent. A frame takes 12·size² bytes, times
-            the aspect ratio: its short side is stored at up to 2·size pixels.
-        min_frames: videos and strips with fewer frames are skipped.
+        batch_size: N, clips in a batch of this rank.
+        seed: not negative; the batches depend on it and on the files, not on `workers` nor, on the
+            same device, on `cache`.
+        device: a CPU or an NVIDIA GPU; clips are scaled and augmented, and strips decoded, where
+            they go.
+        decoded: folder for decoded frames, created where absent. A frame takes 12·size² bytes,
+            times the aspect ratio: its short side is stored at up to 2·size pixels.
+        min_frames: files with fewer frames are skipped.
+        fps: frames a second that videos are resampled to by their time stamps; None takes every
+            frame as it comes.
+        stride: frames of the file from one frame of a clip to the next.
+        start: "random", anywhere in the file, or "fixed", one clip after the other from its
+            beginning.
+        augmentation: what varies from clip to clip; None is nothing.
+        cache: "gpu" or "host" keeps every frame in that memory as a square of the size needed;
+            "auto" does, GPU first, where that takes at most half of what is free; "none" reads
+            files all the time.
         position: number of batches to begin after; the rest equals an uninterrupted loader's.
-        workers: decoding processes, and threads of DALI; None means one for each CPU that
-            this process may use.
+        workers: decoding processes, and threads that read and that DALI uses; None means one for
+            each CPU that this process may use.
+        rank: which of `ranks` loaders of the same data this is; in each epoch every clip goes to
+            one of them at most, and to one exactly where full batches use up the epoch.
+        ranks: number of loaders that share the data.
 
     Raises:
-        UserError: a setting is out of range, `data` holds nothing usable, `cache` cannot be
-            written, the device is absent, or DALI is not installed.
+        UserError: a setting is out of range, `data` holds nothing usable, `decoded` cannot be
+            written, the device is absent, the cache does not fit, or DALI is not installed.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    augmentation = augmentation or Augmentation()
     for name, value, least in (
         ("--frames", frames, 1),
         ("--size", size, 1),
         ("--batch-size", batch_size, 1),
         ("--seed", seed, 0),
         ("--min-frames", min_frames, 1),
-        ("workers", workers, 1),
+        ("--stride", stride, 1),
+        ("--workers", workers, 1),
         ("position", position, 0),
     ):
         if value < least:
@@ -79,47 +108,61 @@ def open_clips(
         raise UserError(f"--device is {device}; clips are made on cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device is {device}, but torch finds no GPU here; use --device cpu")
-    graph = _load_graph()  # DALI missing is better said before an hour of decoding than after
+    graphs = _load_graphs()  # DALI missing is better said before an hour of decoding than after
 
-    found = find_files(data, cache)
-    readable: list[Strip] | list[Frames]
-    if found.strips:
-        readable, skipped = measure_strips(found.files)
-    else:
-        readable, skipped = decode_videos(found.files, cache, short_side=2 * size, workers=workers)
+    found = find_sources(data, decoded)
+    side = augmentation.side(size)
+    timeless = next((source for source in found.sources if source.kind != "video"), None)
+    if fps is not None and timeless:
+        raise UserError(
+            f"--fps {fps:g}: {timeless.path} has no time stamps; leave the option out and use"
+            " --stride"
+        )
+    files, skipped = _open(
+        found.sources,
+        lambda sources: decode_videos(
+            sources,
+            decoded,
+            short_side=max(2 * size, side),
+            fps=fps,
+            workers=workers,
+            device=device.type,
+        ),
+    )
+    usable = [file for file in files if file.length >= min_frames]
     skipped |= {
         file.source: f"{file.length} frames: under --min-frames {min_frames}"
-        for file in readable
+        for file in files
         if file.length < min_frames
     }
-    usable = [file for file in readable if file.length >= min_frames]
     if not usable:
-        longest = max((file.length for file in readable), default=0)
+        longest = max((file.length for file in files), default=0)
         raise UserError(_nothing_usable(data, skipped, longest))
-    source = Strips(usable, frames, skipped) if found.strips else Videos(usable, frames)
-    return ClipLoader(
-        source,
-        Epochs(source.clips, batch_size, seed),
-        partial(
-            graph,
-            strips=found.strips,
-            size=size,
-            device="gpu" if device.type == "cuda" else "cpu",
-            device_id=_device_id(device),
-        ),
+
+    kind = StripSet if found.sources[0].kind in ("strip", "tar") else FrameSet
+    clips = kind(usable, frames=frames, stride=stride, start=start, skipped=skipped)
+    epochs = Epochs(clips.windows, batch_size, seed, rank, ranks)
+    place = choose_place(cache, clips, side, device)
+    batches = _prepare(
+        clips,
+        lambda number: epochs.batch(position + number),
+        graphs,
+        place=place,
+        size=size,
+        augmentation=augmentation,
         batch_size=batch_size,
         workers=workers,
         device=device,
+    )
+    classes = _classes(usable, found.classes)
+    return ClipLoader(
+        clips,
+        batches,
+        classes=classes,
+        device=device,
         position=position,
-        skipped=skipped,
-        fingerprint=_fingerprint(usable),
-        summary=(
-            f"{data}: {len(usable)} {'strips' if found.strips else 'videos'},"
-            f" {sum(file.length for file in usable)} frames,"
-            f" {sum(source.clips)} clips of {frames};"
-            f" {sum(file.length < frames for file in usable)} shorter and padded,"
-            f" {len(skipped)} skipped, {found.ignored} other files ignored"
-        ),
+        batches_in_epoch=epochs.batches,
+        summary=_summary(data, found, clips, frames, stride, classes),
     )
 
 
@@ -131,65 +174,65 @@ class ClipLoader:
 
     Attributes:
         summary: one line: what was found, and how many were padded, skipped and ignored.
+        files: the usable files, each with its `source`, `length` and `label`.
         skipped: each broken or too short file, and why. A strip whose damage shows only when it
             is decoded joins later, with a warning in the log.
+        classes: names of the classes by label; empty where the data have none.
         position: number of batches handed out so far, those passed over at opening included.
+        batches_in_epoch: B.
         fingerprint: changes when the usable files or their lengths do: batch number `position` is
             the same clips only under the same fingerprint.
     """
 
     def __init__(
         self,
-        source: Videos | Strips,
-        epochs: Epochs,
-        graph: Callable[..., Pipeline],
+        clips: ClipSet,
+        batches: Batches,
         *,
-        batch_size: int,
-        workers: int,
+        classes: list[str],
         device: torch.device,
         position: int,
-        skipped: dict[Path, str],
+        batches_in_epoch: int,
         summary: str,
-        fingerprint: str,
     ):
         self.summary = summary
-        self.fingerprint = fingerprint
-        self.skipped = skipped
+        self.files: Sequence[Frames | Strip] = clips.files
+        self.skipped = clips.skipped
+        self.classes = classes
         self.position = position
-        self._source = source
-        self._epochs = epochs
-        self._graph = graph
-        self._batch_size = batch_size
-        self._workers = workers
+        self.batches_in_epoch = batches_in_epoch
+        self.fingerprint = clips.fingerprint
+        self._batches = batches
         self._device = device
-        self._pipeline = self._start()
 
-    def next_batch(self) -> torch.Tensor:
+    def next_batch(self) -> Tensor:
         """Return the next batch: uint8 (N, T, size, size, 3), RGB, contiguous, on the device.
 
         The tensor owns its memory.
 
         Raises:
-            UserError: every strip has turned out to be broken.
+            UserError: every file has turned out to be broken, or one cannot be read to its end.
         """
-        # Bound to torch's stream, the outputs are reused by DALI only after the copy below.
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        while True:
-            try:
-                clips, *ends = self._pipeline.run(stream)
-            except RuntimeError:
-                if not self._skip_broken_strips():
-                    raise
-            else:
-                if not _blank(ends) or not self._skip_broken_strips():
-                    break
-            self._pipeline = self._start()  # an error leaves a pipeline unusable
-        self.position += 1
-        return torch.from_dlpack(clips.as_tensor()).clone()
+        return self._next()[1]
+
+    def next_batch_with_labels(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch and its labels, int64 (N,), on the device.
+
+        Raises:
+            UserError: as `next_batch`, or the data have no classes.
+        """
+        if not self.classes:
+            raise UserError(
+                "the data have no classes: give a folder with one folder for each class, or a list"
+                " with a number at the end of each line"
+            )
+        numbers, clips = self._next()
+        labels = [self.classes.index(self.files[number].label) for number in numbers]
+        return clips, torch.tensor(labels, device=self._device)
 
     def close(self) -> None:
         """Stop the threads that prepare batches; the loader gives no more."""
-        self._pipeline = None
+        self._batches.close()
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -197,63 +240,108 @@ class ClipLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> Pipeline:
-        """Return a pipeline whose first batch is number `position`."""
-        first = self.position
+    def _next(self) -> tuple[list[int], Tensor]:
+        numbers, clips = self._batches.next()
+        self.position += 1
+        return numbers, clips
 
-        def read(iteration: int) -> tuple[list[np.ndarray], ...]:
-            samples = self._epochs.batch(first + iteration)
-            arrays = [self._source.read(*sample) for sample in samples]
-            return tuple(map(list, zip(*arrays, strict=True)))
 
-        pipeline = self._graph(
-            read,
-            batch_size=self._batch_size,
-            num_threads=self._workers,
-            prefetch_queue_depth=PREFETCH,
+def _open(
+    sources: list[Source],
+    decode: Callable[[list[Source]], tuple[list[Frames], dict[Path, str]]],
+) -> tuple[list[Frames] | list[Strip], dict[Path, str]]:
+    """Open every source; return the files, kind after kind, and each broken one with the reason."""
+    opened: list[Frames] | list[Strip] = []
+    skipped: dict[Path, str] = {}
+
+    def add(files: list[Frames] | list[Strip], broken: dict[Path, str]) -> None:
+        opened.extend(files)
+        skipped.update(broken)
+
+    if to_decode := [source for source in sources if source.kind in ("video", "images")]:
+        add(*decode(to_decode))
+    add(*measure_strips(source for source in sources if source.kind == "strip"))
+    for source in sources:
+        if source.kind == "npy":
+            add(*open_npy(source))
+        elif source.kind == "tar":
+            add(*open_tar(source))
+    return opened, skipped
+
+
+def _prepare(
+    clips: ClipSet,
+    batch: Callable[[int], list[Sample]],
+    graphs: tuple[Callable[..., Pipeline], Callable[..., Pipeline]],
+    *,
+    place: str,
+    size: int,
+    augmentation: Augmentation,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> Batches:
+    """Return the road that batches take; `batch` gives the samples of batch 0, 1, 2, …"""
+    file_graph, square_graph = graphs
+    where = {
+        "device": "gpu" if device.type == "cuda" else "cpu",
+        "device_id": _device_id(device),
+    }
+    side = augmentation.side(size)
+    sides = clips.sides()
+    file_graph = partial(
+        file_graph,
+        sideways=clips.sideways,
+        antialias=max(map(min, sides)) > 2 * side,
+        **where,
+    )
+
+    def jobs(number: int) -> list[Job]:
+        return [clips.job(sample) for sample in batch(number)]
+
+    def vary(number: int) -> list[list[np.ndarray]]:
+        parameters = [augmentation.parameters(sample.draws) for sample in batch(number)]
+        return [[drawn[name] for drawn in parameters] for name in augmentation.varied]
+
+    if place != "none":
+        resident = Resident(
+            clips,
+            partial(file_graph, size=side, augmentation=Augmentation()),
+            side=side,
+            place=place,
+            workers=workers,
+            device=device,
         )
-        pipeline.build()
-        return pipeline
-
-    def _skip_broken_strips(self) -> bool:
-        """Decode each strip of the batches in preparation alone, skip those that fail.
-
-        Returns whether there was one.
-        """
-        if isinstance(self._source, Videos):
-            return False
-        ahead = range(self.position, self.position + PREFETCH + 1)
-        drawn = sorted({file for number in ahead for file, _ in self._epochs.batch(number)})
-        strips = {self._source.stand_in(file): file for file in drawn}
-        broken = [strip for strip, file in strips.items() if not self._decodes(file)]
-        for strip in broken:
-            self._source.skip(strip, "its pixels cannot be decoded")
-        return bool(broken)
-
-    def _decodes(self, file: int) -> bool:
-        sample = [[array] for array in self._source.read(file, 0.0)]
-        alone = self._graph(lambda _: sample, batch_size=1, num_threads=1, prefetch_queue_depth=1)
-        try:
-            _, *ends = alone.run()
-        except RuntimeError:
-            return False
-        return not _blank(ends)
+        squares = Gathered(resident, batch, device)
+    elif not clips.encoded and sides == {(side, side)}:
+        squares = Stacked(clips, jobs, workers=workers, device=device)
+    else:
+        feed = Feed(
+            clips,
+            jobs,
+            vary,
+            partial(file_graph, size=size, augmentation=augmentation),
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        )
+        return Streamed(feed)
+    if not augmentation.varied:
+        return squares
+    return Varied(
+        squares,
+        vary,
+        partial(square_graph, size=size, augmentation=augmentation, **where),
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
 
 
-def _blank(ends: Sequence[TensorListCPU | TensorListGPU]) -> bool:
-    """Whether the pixels of any strip in a batch stop before its end; see `clip_graph`."""
-    from .graph import BLANK
-
-    if not ends:
-        return False
-    least, largest = (values.as_cpu().as_array() for values in ends)
-    return bool(((least == BLANK) & (largest == BLANK)).any())
-
-
-def _load_graph() -> Callable[..., Pipeline]:
+def _load_graphs() -> tuple[Callable[..., Pipeline], Callable[..., Pipeline]]:
     """Import DALI only where clips are read: everything else works without it."""
     try:
-        from .graph import clip_graph
+        from .graph import file_graph, square_graph
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("nvidia"):
             raise
@@ -261,7 +349,7 @@ def _load_graph() -> Callable[..., Pipeline]:
             "reading clips needs NVIDIA DALI, which is not installed: pip install"
             " nvidia-dali-cuda130"
         ) from error
-    return clip_graph
+    return file_graph, square_graph
 
 
 def _device_id(device: torch.device) -> int | None:
@@ -271,9 +359,36 @@ def _device_id(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _fingerprint(files: Sequence[Strip | Frames]) -> str:
-    named = [(str(file.source), file.length) for file in files]
-    return hashlib.sha256(repr(named).encode()).hexdigest()
+def _classes(files: Sequence[Frames | Strip], known: list[str]) -> list[str]:
+    """Return the classes in the order of their labels; none unless every file has one."""
+    labels = {file.label for file in files}
+    if None in labels:
+        return []
+    if labels <= set(known):
+        return known
+    return sorted(labels, key=natural_key) if len(labels) > 1 else []
+
+
+def _summary(
+    data: Path, found: Found, clips: ClipSet, frames: int, stride: int, classes: list[str]
+) -> str:
+    """Say in one line what was found."""
+    padded = sum(file.length <= (frames - 1) * stride for file in clips.files)
+    ignored = ", ".join(
+        f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.items()
+    )
+    parts = [
+        f"{len(clips.files)} usable",
+        f"{sum(file.length for file in clips.files)} frames",
+        f"{sum(clips.windows)} clips of {frames}" + (f" at stride {stride}" if stride > 1 else ""),
+        f"{padded} shorter and padded",
+        f"{len(clips.skipped)} skipped",
+    ]
+    if classes:
+        parts.append(f"{len(classes)} classes")
+    if ignored:
+        parts.append(f"ignored {ignored}")
+    return f"{data}: {found.described}: {', '.join(parts)}"
 
 
 def _nothing_usable(data: Path, skipped: dict[Path, str], longest: int) -> str:

@@ -1,10 +1,11 @@
-"""Decode one video into one `.npy` file of frames; runs in a process that a bad file may kill.
+"""Decode one source into one `.npy` file of frames; runs in a process that a bad file may kill.
 
 This module imports neither torch nor DALI: it is loaded anew in every worker process.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,121 +13,161 @@ from typing import BinaryIO
 
 import numpy as np
 
-MIN_SIDE = 8  # pixels; anything smaller is a test card or an accident
-MAX_PIXELS = 1 << 26  # per frame, 8192x8192: 192 MiB as RGB, the bound on a worker's memory
+from .decoders import (
+    Picture,
+    Settings,
+    UndecodableError,
+    check_size,
+    frames_by_opencv,
+    frames_by_pillow,
+    frames_by_pyav,
+    stored_size,
+)
+from .nvdec import frames_by_nvdec
+
+MAX_FRAMES = 1 << 20  # stored from one source: ten hours at 29 frames a second
+# Seconds from one frame to the next. A longer gap is a damaged time stamp more often than a still
+# picture, and filling it could fill the disk.
+MAX_GAP = 10
+_MOMENT = 1e-6  # seconds that time stamps may be off by their rounding
+
+DECODERS = {
+    "NVDEC": frames_by_nvdec,
+    "OpenCV": frames_by_opencv,
+    "PyAV": frames_by_pyav,
+    "Pillow": frames_by_pillow,
+}
 
 
-class UndecodableError(Exception):
-    """The file yields no usable frames; the message says why."""
-
-
-def decode_video(source: Path, target: Path, short_side: int) -> None:
+def decode_source(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
     """Write the frames of `source` to `target`: a `.npy` of uint8 (F, H, W, 3), RGB, upright.
 
-    Frames whose short side exceeds `short_side` are scaled down to it, aspect kept; smaller ones
-    stay as they are. F counts the frames that decode, in decode order: headers lie, and time
-    stamps may step back. One frame is held at a time. OpenCV decodes; PyAV does where OpenCV
-    cannot open the file or gets nothing from it.
+    Frames have square pixels. Those whose short side exceeds `settings.short_side` are scaled
+    down to it, aspect kept; smaller ones are not enlarged. With `settings.fps`, the frame nearest
+    in time to each of the moments 0, 1/fps, 2/fps, … after the first frame is stored; otherwise
+    all that decode are, in decode order: headers lie, and time stamps may step back. Two frames
+    are held at a time.
+
+    Returns:
+        The frames a second of what is stored; None where neither time stamps nor header tell.
 
     Raises:
-        UndecodableError: neither decoder yields a frame, or the frames are absurd.
+        UndecodableError: the decoder yields no frame, too many, or absurd ones.
         OSError: `target` cannot be written.
     """
-    reasons = []
-    for frames in (frames_by_opencv, frames_by_pyav):
-        try:
-            _write(frames(source), target, short_side)
-            return
-        except UndecodableError as error:
-            reasons.append(str(error))
-    raise UndecodableError(" ".join("; ".join(dict.fromkeys(reasons)).split()))  # one line
-
-
-def frames_by_opencv(source: Path) -> Iterator[np.ndarray]:
-    """Yield the frames, uint8 (H, W, 3), RGB, turned upright by OpenCV itself."""
-    try:
-        str(source).encode()
-    except UnicodeEncodeError:
-        # A name that is no UTF-8 would kill OpenCV's process; PyAV reads it.
-        raise UndecodableError("OpenCV cannot open a file of this name") from None
-    # Broken files are reported by name; FFmpeg's own complaints would only repeat it.
+    # Broken files are reported by name; complaints of OpenCV and its FFmpeg would only repeat it.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    # Naming the backend keeps OpenCV from reading "clip_0001" as the first of many images.
-    capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
-    try:
-        if not capture.isOpened():
-            raise UndecodableError("OpenCV cannot open it")
-        height, width = (
-            int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-        )
-        _check_size(height, width)
-        while True:
-            there, frame = capture.read()
-            if not there:
-                return
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
-    except cv2.error as error:
-        raise UndecodableError(f"OpenCV: {error.err}") from None
-    finally:
-        capture.release()
+    cv2.setNumThreads(settings.threads)
+    return _write(DECODERS[decoder](source, settings), target, settings)
 
 
-def frames_by_pyav(source: Path) -> Iterator[np.ndarray]:
-    """Yield the frames, uint8 (H, W, 3), RGB, turned upright by the rotation each one carries."""
-    import av
-
-    yielded = False
-    try:
-        with av.open(str(source)) as container:
-            if not container.streams.video:
-                raise UndecodableError("no video stream")
-            _check_size(container.streams.video[0].height, container.streams.video[0].width)
-            for frame in container.decode(video=0):
-                # `rotation` counts degrees counter-clockwise, as rot90 counts quarter turns.
-                turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield np.ascontiguousarray(turned)
-                yielded = True
-    except UndecodableError:
-        raise
-    # Broken metadata raises UnicodeDecodeError, broken streams whatever their codec does; the
-    # frames before it are good.
-    except Exception as error:
-        if not yielded:
-            raise UndecodableError(f"PyAV: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _check_size(height: int, width: int) -> None:
-    if min(height, width) < MIN_SIDE:
-        raise UndecodableError(f"{width}x{height} pixels: under {MIN_SIDE} a side")
-    if height * width > MAX_PIXELS:
-        raise UndecodableError(f"{width}x{height} pixels: over {MAX_PIXELS} a frame")
-
-
-def _write(frames: Iterator[np.ndarray], target: Path, short_side: int) -> None:
+def _write(pictures: Iterator[Picture], target: Path, settings: Settings) -> float | None:
     """Scale the frames and append them to `target`, then write the count into its header."""
-    import cv2
-
+    timed = _Timed(pictures)
+    chosen = ((picture, 1) for picture, _ in timed)
+    if settings.fps is not None:
+        chosen = _at_rate(timed, settings.fps)
     count = height = width = 0
     with open(target, "wb") as file:
-        for frame in frames:
+        for picture, copies in chosen:
             if count == 0:
-                height, width = frame.shape[:2]
-                _check_size(height, width)  # the container's figures may have lied
-                scale = min(1.0, short_side / min(height, width))
-                height, width = round(height * scale), round(width * scale)
+                check_size(*picture.square)  # the container's figures may have lied
+                height, width = stored_size(picture.square, settings.short_side)
                 _write_header(file, count, height, width)
-            # A stream that changes size midway keeps its first size.
-            if frame.shape[:2] != (height, width):
-                frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-            file.write(frame)
-            count += 1
+            count += copies
+            if count > MAX_FRAMES:
+                raise UndecodableError(
+                    f"over {MAX_FRAMES} frames: cut it into shorter files, or give a lower --fps"
+                )
+            pixels = _scaled(picture.pixels, height, width)
+            for _ in range(copies):
+                file.write(pixels)
         if count == 0:
             raise UndecodableError("it opens, but no frame decodes")
         file.seek(0)
         _write_header(file, count, height, width)
+    return settings.fps or timed.rate
+
+
+class _Timed:
+    """Pictures and their seconds since the first one, None where nothing tells.
+
+    They are the time stamps' as long as these advance by up to MAX_GAP. From the first that is
+    missing, does not advance or leaps, decode order and the claimed rate stand in.
+    """
+
+    def __init__(self, pictures: Iterator[Picture]):
+        self._pictures = pictures
+        self._count = 0
+        self._seconds: float | None = 0.0
+        self._claimed: float | None = None
+
+    def __iter__(self) -> Iterator[tuple[Picture, float | None]]:
+        trusted, before = True, None
+        for picture in self._pictures:
+            if self._count:
+                trusted = (
+                    trusted
+                    and None not in (before, picture.time)
+                    and before < picture.time <= before + MAX_GAP
+                )
+                if trusted:
+                    self._seconds += picture.time - before
+                elif picture.rate is None:
+                    self._seconds = None
+                elif self._seconds is not None:
+                    self._seconds += 1 / picture.rate
+            before, self._claimed = picture.time, picture.rate
+            self._count += 1
+            yield picture, self._seconds
+
+    @property
+    def rate(self) -> float | None:
+        """Frames a second of the pictures so far: the claimed rate if it is right within 1 %."""
+        if not self._seconds:
+            return self._claimed
+        measured = (self._count - 1) / self._seconds
+        if self._claimed and abs(measured / self._claimed - 1) < 0.01:
+            return self._claimed
+        return measured
+
+
+def _at_rate(
+    timed: Iterator[tuple[Picture, float | None]] | _Timed, fps: float
+) -> Iterator[tuple[Picture, int]]:
+    """Yield pictures and the number of moments 0, 1/fps, 2/fps, … that each is nearest to.
+
+    The last one counts for as long after it as half the gap before it.
+    """
+    stored = 0  # moments that are dealt with
+    last: Picture | None = None
+    at = gap = 0.0
+    for picture, seconds in timed:
+        if seconds is None:
+            raise UndecodableError("neither time stamps nor a frame rate: leave out --fps")
+        if last is not None:
+            gap = seconds - at
+            upto = 1 + math.floor(((at + seconds) / 2 + _MOMENT) * fps)
+            if upto > stored:
+                yield last, upto - stored
+            stored = max(stored, upto)
+        last, at = picture, seconds
+    if last is not None:
+        upto = max(1, math.ceil((at + gap / 2 - _MOMENT) * fps))
+        if upto > stored:
+            yield last, upto - stored
+
+
+def _scaled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the pixels at that size: a stream that changes size midway keeps its first."""
+    import cv2
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _write_header(file: BinaryIO, count: int, height: int, width: int) -> None:

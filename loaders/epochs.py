@@ -1,33 +1,58 @@
-"""Which file, and where in it, each sample comes from: a pure function of seed and number."""
+"""Which clip each sample of a batch shows: a pure function of seed and number."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from .augment import DRAWS
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One clip of a batch, before it is read."""
+
+    file: int
+    window: int  # which of the file's clips in a row it is; a random start ignores it
+    place: float  # in [0, 1): where among the possible starts a random start lies
+    draws: np.ndarray  # float64 (DRAWS,) in [0, 1): what augmentation makes its parameters of
 
 
 class Epochs:
     """Endless epochs, each a seeded permutation of every sample, cut into full batches.
 
-    File i owns `clips[i]` samples of an epoch. Where that makes fewer than one batch, the files
+    File i owns `windows[i]` samples of an epoch. Where that makes fewer than one batch, the files
     are repeated in turn until they fill one, so three videos train at batch 32. The samples left
     over after the last full batch are dropped; the next epoch's permutation drops others.
+
+    Several ranks share each epoch: their batches of the same number, one after the other, are the
+    batch that a single rank with the sum of their batch sizes would have.
     """
 
-    def __init__(self, clips: list[int], batch_size: int, seed: int):
-        owners = np.repeat(np.arange(len(clips)), clips)
-        self._owners = np.resize(owners, max(len(owners), batch_size))  # repeats in turn
-        self._batch_size = batch_size
+    def __init__(
+        self, windows: list[int], batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ):
+        files = np.repeat(np.arange(len(windows)), windows)
+        window = np.concatenate([np.arange(count) for count in windows])
+        self._together = batch_size * ranks
+        samples = max(len(files), self._together)
+        self._files, self._windows = np.resize(files, samples), np.resize(window, samples)
+        self._own = slice(rank * batch_size, (rank + 1) * batch_size)
         self._seed = seed
-        self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
-        self.batches = len(self._owners) // batch_size  # per epoch
+        self._drawn: tuple[int, np.ndarray] | None = None
+        self.batches = samples // self._together  # per epoch and rank
 
-    def batch(self, number: int) -> list[tuple[int, float]]:
-        """Return (file, fraction in [0, 1) of the possible starts) for each sample of a batch."""
+    def batch(self, number: int) -> list[Sample]:
+        """Return the samples of this rank's batch of that number, counted from 0."""
         epoch, index = divmod(number, self.batches)
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = np.random.default_rng([self._seed, epoch])
-            order = generator.permutation(self._owners)
-            self._drawn = (epoch, order, generator.random(len(order)))
-        _, order, fractions = self._drawn
-        chosen = slice(index * self._batch_size, (index + 1) * self._batch_size)
-        return list(zip(order[chosen].tolist(), fractions[chosen].tolist(), strict=True))
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._files))
+            self._drawn = (epoch, order)
+        chosen = self._drawn[1][index * self._together :][self._own]
+        generator = np.random.default_rng([self._seed, epoch, index])
+        draws = generator.random((self._together, 1 + DRAWS))[self._own]
+        return [
+            Sample(int(self._files[i]), int(self._windows[i]), float(u[0]), u[1:])
+            for i, u in zip(chosen, draws, strict=True)
+        ]

@@ -1,7 +1,9 @@
-"""Frames in a file, mapped into memory: what decoding leaves, and what `.npy` shards hold."""
+"""Frames in a file: what decoding leaves, and what `.npy` shards hold."""
 
 from __future__ import annotations
 
+import errno
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +27,16 @@ class Frames:
         return self.shape[0]
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Map frames `start` to `start + count`: uint8 (count, H, W, 3), read-only, no copy."""
-        frame_bytes = int(np.prod(self.shape[1:]))
-        # Mapped for each clip, not once for each video: a mapping holds a file descriptor, and a
-        # set has more videos than a process may hold of those.
-        return np.memmap(
-            self.file,
-            np.uint8,
-            mode="r",
-            offset=self.offset + start * frame_bytes,
-            shape=(count, *self.shape[1:]),
+        """Return frames `start` to `start + count`: uint8 (count, H, W, 3).
+
+        Raises:
+            OSError: the file cannot be read, or is shorter than it was.
+        """
+        # Read and not mapped: a file that is cut short under a mapping kills the process.
+        frame_bytes = math.prod(self.shape[1:])
+        frames = np.fromfile(
+            self.file, np.uint8, count * frame_bytes, offset=self.offset + start * frame_bytes
         )
+        if frames.size < count * frame_bytes:
+            raise OSError(errno.EIO, "shorter than it was")
+        return frames.reshape(count, *self.shape[1:])

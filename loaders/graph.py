@@ -1,8 +1,10 @@
-"""The DALI graph from stored frames, or from JPEG strips, to batches of clips."""
+"""The DALI graphs: from stored frames or encoded strips to squares, from squares to clips."""
 
 from __future__ import annotations
 
 from nvidia.dali import fn, pipeline_def, types
+
+from .augment import Augmentation
 
 # A decoder says nothing of a JPEG whose pixels stop early: it fills the rest with mid-grey, block
 # by block, and the end marker may be there all the same.
@@ -11,39 +13,102 @@ BLOCK = 8  # rows
 
 
 @pipeline_def
-def clip_graph(read, *, strips: bool, size: int, device: str):
-    """Build the graph; its output is uint8 (T, size, size, 3) a sample, RGB, layout FHWC.
+def file_graph(
+    read,
+    vary,
+    *,
+    strips: bool,
+    sideways: bool,
+    antialias: bool,
+    size: int,
+    augmentation: Augmentation,
+    device: str,
+):
+    """Build the graph from files; its output is uint8 (T, size, size, 3) a sample, RGB, FHWC.
 
     For strips two more outputs follow, uint8 scalars: the least and the largest value in the last
-    rows of the strip. Both are `BLANK` where the JPEG's pixels end early.
+    rows of the image. Both are `BLANK` where a JPEG's pixels end early.
 
     Args:
-        read: called with 0, 1, 2, …; returns lists of one array a sample. For videos: frames,
-            uint8 (F, H, W, 3), and the order. For strips: the JPEG's bytes, uint8 (bytes,), the
-            shape to cut it into, int32 (F, side, side, 3), and the order.
-            The order, int32 (T,), names the frame to show at each of the T moments.
+        read: called with 0, 1, 2, …; returns lists of one array a sample. For frames: uint8
+            (T, H, W, 3). For strips: the image's bytes, uint8 (bytes,); if `sideways`, the shape of
+            the whole, int32 (5,), as frames in a column, height, frames in a row, width, 3; the
+            shape of the stack, int32 (4,), as frames, height, width, 3; and the order, int32 (T,):
+            the frame to show at each moment.
+        vary: called likewise if anything varies; returns a list for each of `augmentation.varied`.
         strips: which of the two `read` returns.
+        sideways: whether some strips have their frames side by side.
+        antialias: whether some frames have more than two pixels for each that is kept. Up to two,
+            linear interpolation lets none out, and at two it is their plain mean.
         size: side of the clips in pixels.
-        device: "cpu" or "gpu": where decoding (strips) and scaling run.
+        augmentation: what varies.
+        device: "cpu" or "gpu": where decoding (strips), scaling and augmentation run.
     """
     if strips:
-        data, shape, order = fn.external_source(
-            read, num_outputs=3, dtype=[types.UINT8, types.INT32, types.INT32], ndim=[1, 1, 1]
+        count = 4 if sideways else 3
+        data, *grid, stack, order = fn.external_source(
+            read, num_outputs=count, dtype=[types.UINT8] + [types.INT32] * (count - 1), ndim=1
         )
-        # A rotation tag would turn the strip on its side: its frames are stacked as stored.
+        # A rotation tag would turn the strip on its side: its frames lie as stored.
         image = fn.decoders.image(
             data, device="mixed" if device == "gpu" else "cpu", adjust_orientation=False
         )
-        frames = fn.reshape(image, shape=shape, layout="FHWC")
+        tail = image[-BLOCK:]
+        ends = fn.reductions.min(tail), fn.reductions.max(tail)
+        if sideways:
+            # Frames below each other are one column, frames side by side one row.
+            image = fn.transpose(fn.reshape(image, shape=grid[0]), perm=[0, 2, 1, 3, 4])
+        frames = fn.reshape(image, shape=stack, layout="FHWC")
+        frames = fn.sequence_rearrange(frames, new_order=order)
     else:
-        frames, order = fn.external_source(
-            read, num_outputs=2, dtype=[types.UINT8, types.INT32], layout=["FHWC", ""]
-        )
+        (frames,) = fn.external_source(read, num_outputs=1, dtype=types.UINT8, layout="FHWC")
         frames = frames.gpu() if device == "gpu" else frames
-    frames = fn.sequence_rearrange(frames, new_order=order)
-    frames = fn.resize(frames, resize_shorter=size, antialias=True)
-    clips = fn.crop(frames, crop=(size, size))
-    if not strips:
+        ends = ()
+    side = augmentation.side(size)
+    squares = fn.resize(frames, resize_shorter=side, antialias=antialias)
+    squares = fn.crop(squares, crop=(side, side))
+    return _augmented(squares, vary, size, augmentation), *ends
+
+
+@pipeline_def
+def square_graph(read, vary, *, size: int, augmentation: Augmentation, device: str):
+    """Build the graph from square frames in memory; its output is as `file_graph`'s.
+
+    Args:
+        read: called with 0, 1, 2, …; returns a list of one uint8 (T, side, side, 3) a sample, on
+            `device`.
+        vary: as in `file_graph`.
+        size: side of the clips in pixels.
+        augmentation: what varies.
+        device: "cpu" or "gpu".
+    """
+    (squares,) = fn.external_source(
+        read, num_outputs=1, dtype=types.UINT8, layout="FHWC", device=device
+    )
+    return _augmented(squares, vary, size, augmentation)
+
+
+def _augmented(clips, vary, size: int, augmentation: Augmentation):
+    """Crop, mirror and recolour; the operators give all frames of a sequence the same."""
+    names = augmentation.varied
+    if not names:
         return clips
-    tail = image[-BLOCK:]
-    return clips, fn.reductions.min(tail), fn.reductions.max(tail)
+    dtypes = [types.INT32 if name == "mirror" else types.FLOAT for name in names]
+    drawn = dict(
+        zip(names, fn.external_source(vary, num_outputs=len(names), dtype=dtypes), strict=True)
+    )
+    if "top_left" in drawn:
+        clips = fn.resize(
+            clips,
+            roi_start=drawn["top_left"],
+            roi_end=drawn["bottom_right"],
+            roi_relative=True,
+            size=(size, size),
+            antialias=augmentation.side(size) > 2 * size,
+        )
+    if "mirror" in drawn:
+        clips = fn.flip(clips, horizontal=drawn["mirror"])
+    if "hue" in drawn:
+        colours = {name: drawn[name] for name in ("brightness", "contrast", "saturation", "hue")}
+        clips = fn.color_twist(clips, **colours)
+    return clips

@@ -5,6 +5,7 @@ import io
 import sys
 import threading
 import typing
+from collections.abc import Collection
 
 import click
 
@@ -47,15 +48,18 @@ def _unless_reported(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def options_of(settings: type, presets: dict[str, dict]):
+def options_of(settings: type, presets: dict[str, dict], names: Collection[str] | None = None):
     """Decorator: a command line option for each field of a dataclass, None where not given.
 
-    The help of an option names its default, in each preset where they differ.
+    The help of an option names its default, in each preset where they differ. `names` are the
+    fields that get an option, all where absent.
     """
 
     def decorate(command):
         types = typing.get_type_hints(settings)
         for field in reversed(dataclasses.fields(settings)):
+            if names is not None and field.name not in names:
+                continue
             flag = "--" + field.name.replace("_", "-")
             command = click.option(
                 flag,

@@ -24,7 +24,11 @@ class Settings:
         UserError: for a value out of range, or values that do not go together.
     """
 
-    data: str = _option("synthetic", "folder or list file of clips, or 'synthetic'")
+    data: str = _option(
+        "synthetic",
+        "videos, frame images, strips, WebDataset or .npy shards: a folder, a list or one file; or "
+        "'synthetic'",
+    )
     model: Literal["two-stream", "one-stream"] = _option("two-stream", "generator architecture")
     steps: int = _option(100_000, "total training steps, those before --resume included")
     batch_size: int = _option(64, "clips in a batch; incomplete batches are dropped")
@@ -50,6 +54,30 @@ class Settings:
         0.0, "decay per step of the moving average of the generator used for samples; 0 is off"
     )
     min_frames: int = _option(1, "shortest usable file; shorter than a clip is padded by its end")
+    fps: float | None = _option(
+        None, "resample videos to this rate by their time stamps  [default: every frame]"
+    )
+    stride: int = _option(1, "frames of a file from one frame of a clip to the next")
+    start: Literal["random", "fixed"] = _option(
+        "random", "clips from anywhere in a file, or one after the other from its beginning"
+    )
+    crop: float = _option(1.0, "least share of the area that random resized crops keep; 1 is off")
+    flip: bool = _option(False, "mirror half of the clips")
+    brightness: float = _option(0.0, "largest relative change of a clip's brightness")
+    contrast: float = _option(0.0, "largest relative change of a clip's contrast")
+    saturation: float = _option(0.0, "largest relative change of a clip's saturation")
+    hue: float = _option(0.0, "largest turn of a clip's hue, in degrees")
+    cache: Literal["auto", "gpu", "host", "none"] = _option(
+        "auto",
+        "memory that keeps the whole set, scaled; auto: GPU or host, where it fits half of what is "
+        "free",
+    )
+    decoded: str | None = _option(
+        None, "folder of decoded videos; runs may share one  [default: OUT/frames]"
+    )
+    workers: int | None = _option(
+        None, "decoding processes, and threads that prepare batches  [default: one a CPU]"
+    )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
     backend: Literal["auto", "fused", "reference"] = _option(
         "auto", "fastest path here, fused kernels (not in this version), or the plain reference"
@@ -79,6 +107,14 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{_flag(name)} {value}: must be positive")
+        for name in ("fps", "workers"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1000:
+                raise UserError(f"{_flag(name)} {value}: must lie between 1 and 1000")
+        if self.data == "synthetic":
+            for name in _OF_FILES:
+                if getattr(self, name) != getattr(type(self), name):
+                    raise UserError(f"{_flag(name)} is for files: name some with --data")
         if not 0 <= self.average < 1:
             raise UserError(f"--average {self.average}: must lie in [0, 1)")
         if self.loss == "hinge" and self.logits != "1":
@@ -138,12 +174,30 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_OF_FILES = (
+    "fps",
+    "stride",
+    "start",
+    "crop",
+    "flip",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+)
+
 _BOUNDS = {
     "steps": (1, 10**8 - 1),
     "batch_size": (2, 2**16),
     "mask_bias": (-100, 100),
     "mask_penalty": (0, 10**6),
     "min_frames": (1, 10**9),
+    "stride": (1, 1000),
+    "crop": (0.05, 1),
+    "brightness": (0, 1),
+    "contrast": (0, 1),
+    "saturation": (0, 1),
+    "hue": (0, 180),
     "seed": (0, 2**62),
     "sample_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),

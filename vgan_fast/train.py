@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from vgan_fast.trainer import ClipSource
 
 # Settings that a resumed run may change: how long, where from and how often, not what.
-CHANGEABLE = {"steps", "data", "sample_every", "checkpoint_every", "keep"}
+CHANGEABLE = {
+    *("steps", "sample_every", "checkpoint_every", "keep"),
+    *("data", "cache", "decoded", "workers"),
+}
 PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 
 
@@ -51,6 +54,7 @@ def main(
 ) -> int:
     """Train a two-stream video GAN on a folder of clips, or with no argument on synthetic ones."""
     from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
+    from vgan_fast.data import describe_data, open_data
     from vgan_fast.device import configure, default_preset, resolved
     from vgan_fast.gan_step import GANStep
     from vgan_fast.trainer import train
@@ -72,9 +76,9 @@ def main(
             raise UserError(f"{out}: already holds a run; add --resume or choose another --out")
     configure(settings)
     if dry_run:
-        print(_described(settings, GANStep(settings)), _found(settings, out), sep="\n")
+        print(_described(settings, GANStep(settings)), describe_data(settings, out), sep="\n")
         return 0
-    _found(settings, out)  # Data that is not there is better said before networks are built.
+    describe_data(settings, out)  # Data that is not there is better said before networks are built.
     step = GANStep(settings)
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
     if finished >= settings.steps:
@@ -118,47 +122,6 @@ def restore(step: "GANStep", checkpoint: Path) -> tuple[int, int, str]:
         return state["step"], state["position"], state["data"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{checkpoint}: is not of this kind of run ({error})") from error
-
-
-def open_data(settings: Settings, run: Path, position: int) -> "ClipSource":
-    """The loader of `settings.data`, after `position` batches.
-
-    Raises:
-        UserError: when the data cannot be used.
-    """
-    import torch
-
-    common = {
-        "frames": settings.frames,
-        "size": settings.size,
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-        "device": torch.device(settings.device),
-        "position": position,
-    }
-    if settings.data == "synthetic":
-        from vgan_fast.loaders.synthetic import SyntheticClips
-
-        return SyntheticClips(**common)
-    from vgan_fast.loaders.clips import open_clips
-
-    return open_clips(
-        Path(settings.data), cache=_cache(run), min_frames=settings.min_frames, **common
-    )
-
-
-def _cache(run: Path) -> Path:
-    return run / "frames"
-
-
-def _found(settings: Settings, run: Path) -> str:
-    """What the data consists of, from names alone."""
-    if settings.data == "synthetic":
-        return "data: synthetic clips"
-    from vgan_fast.loaders.search import find_files
-
-    found = find_files(Path(settings.data), _cache(run))
-    return f"data: {len(found.files)} {'strips' if found.strips else 'videos'}, not yet opened"
 
 
 def _resumed(settings: Settings, given: dict) -> Settings:

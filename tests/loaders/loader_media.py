@@ -1,5 +1,7 @@
 """Small videos and strips whose right decoding is known."""
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -31,18 +33,31 @@ def write_video(
     size: tuple[int, int] = (48, 48),
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    times: Sequence[int] | None = None,
+    aspect: Fraction | None = None,
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames 0, 1, … of (height, width) `size`; `rotation` only sets the tag."""
+    """Write frames 0, 1, … of (height, width) `size`; `rotation` and `aspect` only set the tag.
+
+    `times` are the frames' time stamps in milliseconds; without them they are 40 apart. `options`
+    are the encoder's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         stream.bit_rate = 2_000_000
         if rotation:
             stream.set_display_rotation(rotation)
-        for number in range(frames):
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(frames if times is None else len(times)):
             picture = av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")
+            if times is not None:
+                picture.pts, picture.time_base = times[number], Fraction(1, 1000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
@@ -58,3 +73,9 @@ def write_strip(path: Path, frames: int, side: int = 32) -> Path:
 def jpeg(pixels: np.ndarray) -> bytes:
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def undecodable(path: Path) -> None:
+    """A strip whose header is right and whose pixels are missing."""
+    whole = jpeg(np.concatenate([frame(number, 32, 32) for number in range(8)]))
+    path.write_bytes(whole[: whole.index(b"\xff\xda")] + b"\xff\xd9")

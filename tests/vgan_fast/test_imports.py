@@ -13,7 +13,7 @@ for absent in ("triton", "nvidia", "cv2", "av"):
     sys.modules[absent] = None
 import vgan_fast, vgan_fast.kernels, vgan_fast.loaders
 assert "torch" not in sys.modules
-import vgan_fast.train
+import vgan_fast.train, vgan_fast.loaders.inspect
 assert "torch" not in sys.modules  # Decoding processes import it anew.
 import vgan_fast.generate, vgan_fast.metrics, vgan_fast.gan_step
 import torch

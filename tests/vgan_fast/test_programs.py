@@ -189,6 +189,14 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--backend", "reference", "--precision", "bf16"], "fp32 only"),
         (["--model", "one-stream", "--mask-bias", "-1"], "--model one-stream"),
         (["--data", "no-such-folder"], "no-such-folder"),
+        (["--flip"], "--flip is for files: name some with --data"),
+        (["--fps", "10"], "--fps is for files"),
+        (["--data", ".", "--crop", "0"], "--crop 0.0"),
+        (["--data", ".", "--hue", "200"], "--hue 200"),
+        (["--data", ".", "--fps", "0"], "--fps 0"),
+        (["--data", ".", "--stride", "0"], "--stride 0"),
+        (["--data", ".", "--workers", "0"], "--workers 0"),
+        (["--data", ".", "--cache", "disk"], "--cache"),
         (["--steps", "many"], "--steps"),
         (["--stepz", "1"], "--stepz"),
         (["--resume"], "--resume: no run"),
@@ -295,6 +303,57 @@ def test_changed_files_are_said_on_resume(tmp_path, capsys):
     iio.imwrite(strips / "c.jpg", noise)
     assert run(train.main, "--resume", "--steps", 3, "--out", out) == 0
     assert "the files are not those of the checkpoint" in capsys.readouterr().out
+
+
+def test_clips_are_cut_and_varied_as_the_options_say(tmp_path, monkeypatch):
+    """From the command line down to the loader; decoded videos go where they are told to."""
+    from vgan_fast.loaders import clips
+
+    opened = []
+    real = clips.open_clips
+
+    def remember(*arguments, **settings):
+        opened.append(settings)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(clips, "open_clips", remember)
+    iio.imwrite(
+        tmp_path / "a.gif",
+        np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8),
+        duration=40,
+    )
+    arguments = ["--data", tmp_path / "a.gif", "--steps", 1, "--out", tmp_path / "out"]
+    arguments += ["--decoded", tmp_path / "decoded", "--fps", 12.5, "--stride", 2]
+    arguments += ["--start", "fixed", "--crop", 0.5, "--flip", "--brightness", 0.1]
+    arguments += ["--contrast", 0.2, "--saturation", 0.3, "--hue", 9, "--cache", "none"]
+    assert run(train.main, *TINY, *arguments, "--workers", 1, "--min-frames", 3) == 0
+    (settings,) = opened
+    augmentation = settings.pop("augmentation")
+    assert vars(augmentation) == dict(
+        crop=0.5, flip=True, brightness=0.1, contrast=0.2, saturation=0.3, hue=9
+    )
+    expected = dict(
+        fps=12.5, stride=2, start="fixed", cache="none", workers=1, min_frames=3, position=0
+    )
+    assert expected.items() <= settings.items()
+    assert len(list((tmp_path / "decoded").glob("*.npy"))) == 1
+    assert not (tmp_path / "out" / "frames").exists()
+
+
+def test_a_run_resumes_from_another_cache_bit_for_bit(tmp_path):
+    strips = tmp_path / "strips"
+    strips.mkdir()
+    random = np.random.default_rng(0)
+    for name in "abcdefg":
+        noise = random.integers(0, 256, (6 * 32, 32, 3), np.uint8)
+        iio.imwrite(strips / f"{name}.jpg", noise)
+    common = ["--data", strips, "--crop", 0.5, "--hue", 20, "--flip"]
+    assert run(train.main, *TINY, *common, "--steps", 5, "--out", tmp_path / "whole") == 0
+    halves = ["--cache", "none", "--steps", 3, "--out", tmp_path / "halves"]
+    assert run(train.main, *TINY, *common, *halves) == 0
+    rest = ["--cache", "host", "--steps", 5, "--workers", 3, "--out", tmp_path / "halves"]
+    assert run(train.main, "--resume", *rest) == 0
+    assert_same_weights(tmp_path / "halves", tmp_path / "whole")
 
 
 def test_profile_writes_a_trace_and_trains_no_further(tmp_path, capsys):

@@ -1,0 +1,73 @@
+"""From settings to a loader."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from vgan_fast.settings import Settings
+from vgan_fast.trainer import ClipSource
+
+# Loaders of files are imported where they are used: synthetic clips need none of their libraries.
+
+
+def open_data(settings: Settings, run: Path, position: int = 0) -> ClipSource:
+    """The loader of `settings.data`, after `position` batches.
+
+    Args:
+        settings: with the device resolved (`vgan_fast.device.resolved`).
+        run: folder of the run; decoded videos go into its `frames` unless `settings.decoded` says
+            otherwise.
+        position: number of batches to pass over.
+
+    Raises:
+        UserError: when the data cannot be used.
+    """
+    common = {
+        "frames": settings.frames,
+        "size": settings.size,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "device": torch.device(settings.device),
+        "position": position,
+    }
+    if settings.data == "synthetic":
+        from vgan_fast.loaders.synthetic import SyntheticClips
+
+        return SyntheticClips(**common)
+    from vgan_fast.loaders.augment import Augmentation
+    from vgan_fast.loaders.clips import open_clips
+
+    varied = {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(Augmentation)
+    }
+    return open_clips(
+        Path(settings.data),
+        decoded=_decoded(settings, run),
+        min_frames=settings.min_frames,
+        fps=settings.fps,
+        stride=settings.stride,
+        start=settings.start,
+        augmentation=Augmentation(**varied),
+        cache=settings.cache,
+        workers=settings.workers,
+        **common,
+    )
+
+
+def describe_data(settings: Settings, run: Path) -> str:
+    """One line on what the data consist of, from names alone.
+
+    Raises:
+        UserError: when there are none that can be used.
+    """
+    if settings.data == "synthetic":
+        return "data: synthetic clips"
+    from vgan_fast.loaders.search import find_sources
+
+    found = find_sources(Path(settings.data), _decoded(settings, run))
+    return f"data: {found.described}, not yet opened"
+
+
+def _decoded(settings: Settings, run: Path) -> Path:
+    return Path(settings.decoded) if settings.decoded else run / "frames"
