@@ -179,6 +179,7 @@ class ClipLoader:
             is decoded joins later, with a warning in the log.
         classes: names of the classes by label; empty where the data have none.
         position: number of batches handed out so far, those passed over at opening included.
+        shown: the file of each clip of the last batch handed out.
         batches_in_epoch: B.
         fingerprint: changes when the usable files or their lengths do: batch number `position` is
             the same clips only under the same fingerprint.
@@ -199,7 +200,9 @@ class ClipLoader:
         self.files: Sequence[Frames | Strip] = clips.files
         self.skipped = clips.skipped
         self.classes = classes
+        self._labels = {name: label for label, name in enumerate(classes)}
         self.position = position
+        self.shown: list[Frames | Strip] = []
         self.batches_in_epoch = batches_in_epoch
         self.fingerprint = clips.fingerprint
         self._batches = batches
@@ -213,7 +216,10 @@ class ClipLoader:
         Raises:
             UserError: every file has turned out to be broken, or one cannot be read to its end.
         """
-        return self._next()[1]
+        numbers, clips = self._batches.next()
+        self.shown = [self.files[number] for number in numbers]
+        self.position += 1
+        return clips
 
     def next_batch_with_labels(self) -> tuple[Tensor, Tensor]:
         """Return the next batch and its labels, int64 (N,), on the device.
@@ -226,8 +232,8 @@ class ClipLoader:
                 "the data have no classes: give a folder with one folder for each class, or a list"
                 " with a number at the end of each line"
             )
-        numbers, clips = self._next()
-        labels = [self.classes.index(self.files[number].label) for number in numbers]
+        clips = self.next_batch()
+        labels = [self._labels[file.label] for file in self.shown]
         return clips, torch.tensor(labels, device=self._device)
 
     def close(self) -> None:
@@ -239,11 +245,6 @@ class ClipLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _next(self) -> tuple[list[int], Tensor]:
-        numbers, clips = self._batches.next()
-        self.position += 1
-        return numbers, clips
 
 
 def _open(

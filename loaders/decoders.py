@@ -1,8 +1,9 @@
 """Decoders of one source each: OpenCV's and PyAV's of videos, Pillow's of folders of images.
 
 All give the same: pictures upright, in RGB by the matrix and the range that the stream names
-(BT.601, limited range where it names none, which is FFmpeg's rule), with the time stamps as they
-stand. Files may crash or hang these libraries: call them where that costs no more than the file.
+(BT.601, limited range where it names none, which is FFmpeg's rule; OpenCV before 4.13 knows BT.601
+only), with the time stamps as they stand. Files may crash or hang these libraries: call them where
+that costs no more than the file.
 """
 
 from __future__ import annotations
@@ -151,7 +152,10 @@ def frames_by_pillow(folder: Path, settings: Settings) -> Iterator[Picture]:
     if settings.fps is not None:
         raise UndecodableError("images have no time stamps: leave out --fps and use --stride")
     Image.MAX_IMAGE_PIXELS = None  # check_size is as strict, and needs no warning on top
-    files = image_files(folder)
+    try:
+        files = image_files(folder)
+    except OSError as error:
+        raise UndecodableError(f"cannot be read ({error.strerror})") from None
     broken = []
     for file in files:
         try:

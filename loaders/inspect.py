@@ -57,6 +57,8 @@ def main(data: str, preset: str, out: Path, batches: int, **given) -> int:
 
     if out.suffix != ".png":
         raise UserError(f"--out {out}: must end in .png")
+    if data == "synthetic":
+        raise UserError("synthetic clips are no files; name some")
     given = {"batch_size": 8, **{name: value for name, value in given.items() if value is not None}}
     settings = resolved(Settings.chosen(preset, {"data": data, **given}))
     with (
@@ -66,11 +68,17 @@ def main(data: str, preset: str, out: Path, batches: int, **given) -> int:
         print(loader.summary)
         for line in _files(loader) + _spread(loader):
             print(line)
-        clips = torch.cat([loader.next_batch() for _ in range(batches)])
+        clips, files = [], []
+        for _ in range(batches):
+            clips.append(loader.next_batch())
+            files += loader.shown
         for path, reason in loader.skipped.items():
             print(f"skipped {path}: {reason}")
-    write_picture(out, film_strip(clips.cpu().numpy()))
-    print(f"{out}: {len(clips)} clips of {settings.frames} frames, {settings.size}x{settings.size}")
+    write_picture(out, film_strip(torch.cat(clips).cpu().numpy()))
+    size = f"{settings.frames} frames, {settings.size}x{settings.size}"
+    print(f"{out}: {len(files)} clips of {size}, from above:")
+    for file in files:
+        print(f"  {file.source}")
     return 0
 
 

@@ -150,8 +150,8 @@ def _refuse_two_families(data: Path, sources: list[Source]) -> None:
     ]
     if all(families):
         raise UserError(
-            f"{data}: holds {families[0]} and {families[1]}, as images beside others count;"
-            " name those of one kind in a list file and give that"
+            f"{data}: holds {families[0]} and {families[1]}; name those of one kind in a list"
+            " file and give that (images beside other files count as strips)"
         )
 
 

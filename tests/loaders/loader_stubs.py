@@ -64,11 +64,16 @@ def never_ends(source: Path, target: Path, decoder: str, settings: Settings) -> 
 def lacks_nvdec(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
     """Note each try beside the source; NVDEC succeeds with files called "nvdec…" only."""
     if decoder == "NVDEC":
+        time.sleep(0.2)
         source.with_suffix(".tried").touch()
         if not source.name.startswith("nvdec"):
-            time.sleep(0.2)
             raise UndecodableError("NVDEC: no such device")
         decoder = "OpenCV"
+    return decode_source(source, target, decoder, settings)
+
+
+def notes_threads(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
+    source.with_suffix(".threads").write_text(str(settings.threads))
     return decode_source(source, target, decoder, settings)
 
 

@@ -117,18 +117,21 @@ def test_pyav_takes_over_where_opencv_gets_nothing(tmp_path):
     np.testing.assert_allclose(numbers(video.read(0, 12)), np.arange(12), atol=0.75)
 
 
-def test_a_name_that_is_no_utf_8(tmp_path):
-    """It would kill OpenCV's process."""
-    path = tmp_path / os.fsdecode(b"\xff.mp4")
-    write_video(tmp_path / "a.mp4", frames=5).rename(path)
-    (video,), _ = decode([path], tmp_path / "cache")
-    assert video.length == 5
+@pytest.mark.parametrize(("workers", "threads"), [(1, 16), (2, 16), (4, 10), (40, 10)])
+def test_processes_share_the_cores(tmp_path, monkeypatch, workers, threads):
+    """Forty cores here; a decoder of more than sixteen threads holds too many frames."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(40)))
+    paths = [write_video(tmp_path / f"{number}.mp4", frames=2) for number in range(4)]
+    decode(paths, tmp_path / "cache", workers=workers, decode=loader_stubs.notes_threads)
+    noted = [path.with_suffix(".threads").read_text() for path in paths]
+    assert noted == [str(threads)] * 4
 
 
 def test_a_pipe_is_no_video(tmp_path):
     """Opening one would wait for whoever writes to it."""
     os.mkfifo(tmp_path / "a.mp4")
-    _, skipped = decode([tmp_path / "a.mp4", tmp_path / "none.mp4"], tmp_path / "cache")
+    paths = [tmp_path / "a.mp4", tmp_path / "none.mp4"]
+    _, skipped = decode(paths, tmp_path / "cache", limit=lambda size: 3)
     assert skipped[tmp_path / "a.mp4"] == "not a regular file"
     assert "No such file" in skipped[tmp_path / "none.mp4"]
 

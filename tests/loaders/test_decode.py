@@ -1,6 +1,7 @@
 """One source to one file of frames: right pixels and times by each decoder, or one reason."""
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -303,6 +304,12 @@ def test_fps_without_time_stamps_or_rate_is_refused(tmp_path, monkeypatch):
         decode_by("stub", tmp_path / "a.mp4", Settings(64, 25))
 
 
+def test_a_single_frame_is_stored_once(tmp_path, monkeypatch):
+    stub(monkeypatch, [5], None)
+    clip, rate = decode_by("stub", tmp_path / "a.mp4", Settings(64, 25))
+    assert (len(clip), rate) == (1, 25)
+
+
 @pytest.mark.parametrize("claimed", [0, -5, 1001, 1e17, -1e17, NAN, float("inf")])
 def test_absurd_rates_are_unknown(claimed):
     assert decoders.usable_rate(claimed) is None
@@ -372,9 +379,8 @@ def test_a_header_that_claims_millions_of_frames(tmp_path, decoder, fps):
     assert rate == 25
 
 
-def test_frames_before_an_error_are_kept(tmp_path, monkeypatch):
-    """PyAV raises in the midst of damaged streams; OpenCV only stops."""
-    source = write_video(tmp_path / "a.mp4", "libx264", 5)
+def fail_after(monkeypatch, source, frames, error) -> None:
+    """Let PyAV raise the error after that many frames of the source."""
     real = av.container.InputContainer.decode
 
     class Failing:
@@ -390,13 +396,35 @@ def test_frames_before_an_error_are_kept(tmp_path, monkeypatch):
 
         def decode(self, stream):
             for number, picture in enumerate(real(self.container, stream)):
-                if number == 3:
-                    raise av.error.InvalidDataError(1, "damaged")
+                if number == frames:
+                    raise error
                 yield picture
 
     opened = av.open(str(source))
     monkeypatch.setattr(av, "open", lambda path: Failing(opened))
+
+
+def test_frames_before_an_error_are_kept(tmp_path, monkeypatch):
+    """PyAV raises in the midst of damaged streams; OpenCV only stops."""
+    source = write_video(tmp_path / "a.mp4", "libx264", 5)
+    fail_after(monkeypatch, source, 3, av.error.InvalidDataError(1, "damaged"))
     assert len(decode_by("PyAV", source)[0]) == 3
+
+
+def test_memory_running_out_is_no_end_of_the_video(tmp_path, monkeypatch):
+    source = write_video(tmp_path / "a.mp4", "libx264", 5)
+    fail_after(monkeypatch, source, 3, MemoryError())
+    with pytest.raises(MemoryError):
+        decode_by("PyAV", source)
+
+
+def test_opencv_is_spared_a_name_that_is_no_utf_8(tmp_path):
+    """It would kill the process; PyAV reads the file."""
+    source = tmp_path / os.fsdecode(b"\xff.mp4")
+    write_video(tmp_path / "a.mp4", frames=5).rename(source)
+    with pytest.raises(UndecodableError, match="file of this name"):
+        decode_by("OpenCV", source)
+    assert len(decode_by("PyAV", source)[0]) == 5
 
 
 def audio_only(path):
@@ -462,7 +490,7 @@ def picture_folder(tmp_path, suffix=".png", count=12):
 def test_images_of_a_folder_in_natural_order(tmp_path, suffix):
     folder = picture_folder(tmp_path, suffix)
     (folder / "notes.txt").write_text("no image")
-    (folder / ".hidden.png").write_bytes(b"no image either")
+    Image.fromarray(frame(41)).save(folder / ".hidden.png")
     (folder / "below").mkdir()
     Image.fromarray(frame(40)).save(folder / "below" / "frame0.png")
     clip, rate = decode_by("Pillow", folder)
@@ -545,6 +573,12 @@ def test_a_folder_without_a_good_image_has_a_reason(tmp_path, count):
         (tmp_path / f"{number}.png").write_text("no image")
     with pytest.raises(UndecodableError, match="0.png: cannot identify" if count else "no image"):
         decode_by("Pillow", tmp_path)
+
+
+def test_a_folder_that_is_gone_has_a_reason(tmp_path):
+    """Not an error of the file that is written, as an OSError would be."""
+    with pytest.raises(UndecodableError, match="No such file"):
+        decode_by("Pillow", tmp_path / "gone")
 
 
 def test_images_have_no_times(tmp_path):

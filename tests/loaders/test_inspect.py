@@ -51,7 +51,10 @@ def test_videos_are_listed_with_rates_classes_and_rejects(tmp_path, monkeypatch,
     ]
     assert lines[8].startswith("skipped ")
     assert "broken.mp4: " in lines[8]
-    assert lines[9] == "sheet.png: 6 clips of 8 frames, 32x32"
+    assert lines[9] == "sheet.png: 6 clips of 8 frames, 32x32, from above:"
+    names = [line.rpartition("/")[2] for line in lines[10:]]
+    assert len(names) == 6  # of the eight clips of an epoch, five are of a.mp4 and two of c.mp4
+    assert 3 <= names.count("a.mp4") <= 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "sheet.png"]
 
 
@@ -79,13 +82,14 @@ def test_large_sets_are_summed_up(tmp_path, monkeypatch, capsys):
         write_strip(tmp_path / "data" / f"{number}.jpg", 4 + number % 3, side=16)
     assert run("data", "--frames", 4, "--size", 16, "--device", "cpu") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 3 + 8
     assert lines[1] == "lengths: 4 to 6 frames, median 5"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["synthetic"], "synthetic clips are no files"),
         (["absent"], "absent: no such file or folder"),
         (["a.jpg", "--out", "sheet.gif"], "--out sheet.gif: must end in .png"),
         (["a.jpg", "--crop", "2"], "--crop 2.0: must lie between"),

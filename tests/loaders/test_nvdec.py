@@ -55,6 +55,18 @@ def test_frames_are_upright_square_and_scaled(tmp_path, rotation, aspect, short_
     compare(source, Settings(short_side, None))
 
 
+def test_scaling_down_averages(tmp_path):
+    """Of stripes one pixel wide, picking pixels would leave black or white."""
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (128, 128))
+    writer.write(stripes)
+    writer.release()
+    (picture,) = frames_by_nvdec(path, CPU)
+    assert np.abs(picture.pixels[:, 2:-2] - 127.5).max() < 20
+
+
 def test_variable_rate_is_resampled_by_time(tmp_path):
     source = write_video(tmp_path / "a.webm", "libvpx-vp9", times=TIMES)
     settings = Settings(64, fps=25)

@@ -1,4 +1,4 @@
-"""Real videos against an independent decode; VGAN_FAST_TEST_VIDEOS names their folder."""
+"""The set of real videos against an independent decode; VGAN_FAST_TEST_VIDEOS names its folder."""
 
 import os
 from pathlib import Path
