@@ -1,4 +1,4 @@
-"""Videos decoded once: a folder of memory-mapped frames, filled by processes that may die."""
+"""Videos decoded once: a folder of frames, filled by processes that may die."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from . import nvdec
 from .decode import decode_source
 from .decoders import Settings, UndecodableError, image_files
 from .frames import Frames
-from .search import Source
+from .search import DECODED, Source
 
 # Part of every cache key: raise it when decode.py changes what it writes.
 FORMAT = 2
@@ -130,7 +130,7 @@ def decode_videos(
         cache.mkdir(parents=True, exist_ok=True)
         if any(_open(source, entry) is None for source, entry in entries.items()):
             _check_that_processes_start()  # before the lock, for which such a process would wait
-            with open(cache / ".lock", "w") as lock:
+            with open(cache / DECODED, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 missing = [
                     task for task in tasks.values() if _open(task.source, task.entry) is None

@@ -126,7 +126,7 @@ def open_clips(
             short_side=max(2 * size, side),
             fps=fps,
             workers=workers,
-            device=device.type,
+            device=str(device),
         ),
     )
     usable = [file for file in files if file.length >= min_frames]

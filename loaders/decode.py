@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -136,7 +136,7 @@ class _Timed:
 
 
 def _at_rate(
-    timed: Iterator[tuple[Picture, float | None]] | _Timed, fps: float
+    timed: Iterable[tuple[Picture, float | None]], fps: float
 ) -> Iterator[tuple[Picture, int]]:
     """Yield pictures and the number of moments 0, 1/fps, 2/fps, … that each is nearest to.
 

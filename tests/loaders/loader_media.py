@@ -75,7 +75,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
-def undecodable(path: Path) -> None:
+def undecodable(path: Path, frames: int = 8) -> None:
     """A strip whose header is right and whose pixels are missing."""
-    whole = jpeg(np.concatenate([frame(number, 32, 32) for number in range(8)]))
+    whole = jpeg(np.concatenate([frame(number, 32, 32) for number in range(frames)]))
     path.write_bytes(whole[: whole.index(b"\xff\xda")] + b"\xff\xd9")

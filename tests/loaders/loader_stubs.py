@@ -73,7 +73,14 @@ def lacks_nvdec(source: Path, target: Path, decoder: str, settings: Settings) ->
 
 
 def notes_threads(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
-    source.with_suffix(".threads").write_text(str(settings.threads))
+    with open(source.with_suffix(".threads"), "a") as file:
+        file.write(f"{settings.threads};")
+    return decode_source(source, target, decoder, settings)
+
+
+def hangs_on_nvdec(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
+    if decoder == "NVDEC":
+        time.sleep(600)
     return decode_source(source, target, decoder, settings)
 
 

@@ -53,6 +53,22 @@ def test_mirrors_and_colours_cover_their_ranges():
         np.testing.assert_allclose(values.mean(), middle, atol=0.03 * spread)
 
 
+def test_parameters_are_independent_of_each_other():
+    p = drawn(EVERYTHING)
+    height, width = (p["bottom_right"] - p["top_left"]).T
+    places = (p["top_left"] / np.maximum(1 - (p["bottom_right"] - p["top_left"]), 1e-6)).T
+    colours = (p[name] for name in ("brightness", "contrast", "saturation", "hue"))
+    each = np.array([height * width, width / height, *places, p["mirror"], *colours])
+    correlation = np.corrcoef(each) - np.eye(len(each))
+    assert np.abs(correlation).max() < 0.07  # 4000 draws: standard deviation 0.016
+
+
+def test_the_smallest_crop_still_has_the_pixels_of_a_clip():
+    assert Augmentation().side(32) == 32
+    assert Augmentation(crop=0.25).side(32) == 64
+    assert Augmentation(crop=0.5).side(32) == 46
+
+
 def test_only_what_is_asked_for_varies():
     assert Augmentation().varied == []
     assert Augmentation(crop=0.9).varied == ["top_left", "bottom_right"]

@@ -1,9 +1,11 @@
 """Videos decoded once, in processes that may crash, hang or find the disk full."""
 
+import errno
 import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import loader_stubs
 import numpy as np
@@ -52,7 +54,7 @@ def test_frames_of_each_video_in_the_order_given(tmp_path):
     assert [video.shape for video in videos] == [(count, 48, 48, 3) for count in (12, 5, 8)]
     clip = videos[0].read(3, 4)
     np.testing.assert_allclose(numbers(clip), [3, 4, 5, 6], atol=0.75)
-    assert left_behind(tmp_path / "cache") == [".lock"]
+    assert left_behind(tmp_path / "cache") == [".decoded"]
 
 
 def test_labels_and_rates_are_kept(tmp_path):
@@ -107,7 +109,7 @@ def test_a_decoder_that_dies_costs_its_file_only(tmp_path, stub, reason):
         "bad1.mp4": reason,
         "bad2.mp4": reason,
     }
-    assert left_behind(cache) == [".lock"]
+    assert left_behind(cache) == [".decoded"]
     assert len(list(cache.glob("*.npy"))) == 3
 
 
@@ -124,7 +126,7 @@ def test_processes_share_the_cores(tmp_path, monkeypatch, workers, threads):
     paths = [write_video(tmp_path / f"{number}.mp4", frames=2) for number in range(4)]
     decode(paths, tmp_path / "cache", workers=workers, decode=loader_stubs.notes_threads)
     noted = [path.with_suffix(".threads").read_text() for path in paths]
-    assert noted == [str(threads)] * 4
+    assert noted == [f"{threads};"] * 4
 
 
 def test_a_pipe_is_no_video(tmp_path):
@@ -165,6 +167,22 @@ def test_nvdec_goes_on_where_it_succeeds(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.tried"))) == 9
 
 
+def test_nvdec_that_hangs_is_given_up_soon(tmp_path, monkeypatch):
+    """After a tenth of what the others may take."""
+    monkeypatch.setattr(nvdec, "is_there", lambda: True)
+    path = write_video(tmp_path / "a.mp4", frames=2)
+    start = time.monotonic()
+    (video,), _ = decode(
+        [path],
+        tmp_path / "cache",
+        decode=loader_stubs.hangs_on_nvdec,
+        device="cuda",
+        limit=lambda size: 20,
+    )
+    assert video.length == 2
+    assert time.monotonic() - start < 15
+
+
 def test_nothing_asks_for_a_gpu_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(nvdec, "is_there", lambda: pytest.fail("NVDEC was looked for"))
     decode([write_video(tmp_path / "a.mp4", frames=2)], tmp_path / "cache", device="cpu")
@@ -177,8 +195,23 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, stub):
     with pytest.raises(UserError, match=r"cache: .*stored.*free some space.*--out") as error:
         decode(sources, cache, decode=stub)
     assert "\n" not in str(error.value)
-    assert left_behind(cache) == [".lock"]
+    assert left_behind(cache) == [".decoded"]
     assert list(cache.glob("*.npy")) == []
+
+
+def test_frames_appear_last(tmp_path, monkeypatch):
+    """What is to be known about them is there before them."""
+    real = os.replace
+
+    def full(source, target):
+        if target.suffix == ".json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="free some space"):
+        decode([write_video(tmp_path / "a.mp4", frames=2)], tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".decoded"]
 
 
 def test_a_cache_that_cannot_be_made(tmp_path):
@@ -250,9 +283,16 @@ def test_a_folder_that_has_changed_is_decoded_again(tmp_path, change):
 def test_one_file_of_two_classes_is_decoded_once(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=5)
     sources = [Source(path, "video", label) for label in ("waving", "running")]
-    opened, _ = decode_videos(sources, tmp_path / "cache", short_side=64, fps=None, workers=2)
+    opened, _ = decode_videos(
+        sources,
+        tmp_path / "cache",
+        short_side=64,
+        fps=None,
+        workers=2,
+        decode=loader_stubs.notes_threads,
+    )
     assert [frames.label for frames in opened] == ["waving", "running"]
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+    assert path.with_suffix(".threads").read_text().count(";") == 1
 
 
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
@@ -260,7 +300,7 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     left.mkdir(parents=True)
     (left / "half.npy").write_bytes(b"half a file")
     decode([write_video(tmp_path / "a.mp4", frames=5)], tmp_path / "cache")
-    assert left_behind(tmp_path / "cache") == [".lock"]
+    assert left_behind(tmp_path / "cache") == [".decoded"]
 
 
 def test_two_openings_at_once_take_turns(tmp_path):

@@ -1,5 +1,6 @@
 """open_clips from end to end: right pixels, the same batches for the same seed, clear refusals."""
 
+import io
 import sys
 import tarfile
 from pathlib import Path
@@ -217,6 +218,17 @@ def test_a_fixed_start_cuts_files_into_clips_one_after_the_other(kinds, decoded,
     assert firsts == [0] * 6 + [8] * 6
 
 
+def test_a_fixed_start_and_a_stride_cut_without_overlap(kinds, decoded):
+    """20 frames at stride 2 are two clips of 5."""
+    settings = SETTINGS | dict(frames=5, stride=2, start="fixed", batch_size=12)
+    with open_clips(kinds["arrays"], decoded=decoded, **settings) as loader:
+        assert loader.batches_in_epoch == 1
+        clips = loader.next_batch().numpy()
+    firsts = sorted(round(numbers(clip)[0]) for clip in clips)
+    assert firsts == [0] * 6 + [10] * 6
+    assert all(abs(numbers(clip)[-1] - numbers(clip)[0] - 8) < 0.5 for clip in clips)
+
+
 @pytest.mark.parametrize("cache", ["none", "host"])
 def test_two_ranks_partition_an_epoch(tmp_path, cache):
     """Twelve clips, each of a grey level of its own."""
@@ -242,8 +254,8 @@ def test_labels_follow_the_clips(tmp_path):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(jpeg(np.full((8 * 32, 32, 3), level, np.uint8)))
     undecodable(tmp_path / "9" / "2.jpg")  # a strip of the next class stands in
-    for cache in ("none", "host"):
-        settings = SETTINGS | dict(cache=cache, batch_size=3)
+    for cache, varied in (("none", None), ("host", None), ("host", Augmentation(flip=True))):
+        settings = SETTINGS | dict(cache=cache, batch_size=3, augmentation=varied)
         with open_clips(tmp_path, decoded=tmp_path, **settings) as loader:
             assert loader.classes == ["9", "10", "walk"]
             assert "3 classes" in loader.summary
@@ -253,6 +265,36 @@ def test_labels_follow_the_clips(tmp_path):
                 levels = (clips[:, 0, 0, 0, 0].float() - 50) / 40
                 assert levels.round().long().tolist() == labels.tolist()
             assert len(loader.skipped) == 1
+
+
+def test_labels_of_shards_come_from_their_members(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for label, level in ((10, 90), (9, 50), (11, 130)):
+            strip = jpeg(np.full((8 * 32, 32, 3), level, np.uint8))
+            for name, content in ((f"{label}.jpg", strip), (f"{label}.cls", b"%d" % label)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with open_clips(tmp_path, decoded=tmp_path, **SETTINGS | dict(batch_size=3)) as loader:
+        assert loader.classes == ["9", "10", "11"]
+        clips, labels = loader.next_batch_with_labels()
+    assert ((clips[:, 0, 0, 0, 0].float() - 50) / 40).round().long().tolist() == labels.tolist()
+
+
+def test_no_classes_where_a_file_has_none(tmp_path):
+    for name in ("run/a.jpg", "walk/b.jpg", "c.jpg"):
+        write_strip(tmp_path / name, 8)
+    with open_clips(tmp_path, decoded=tmp_path, **SETTINGS) as loader:
+        assert loader.classes == []
+
+
+def test_long_files_are_the_same_clips_from_memory(tmp_path):
+    """More frames than are read at once, and as many of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (150, 32, 32, 3), np.uint8)
+    for name, frames in (("a", noise), ("b", noise[:70, ::-1])):
+        np.save(tmp_path / f"{name}.npy", frames)
+    streamed, kept = (batches(tmp_path, tmp_path, 12, cache=cache) for cache in ("none", "host"))
+    assert all(map(torch.equal, streamed, kept))
 
 
 def test_data_without_classes_say_so(kinds, decoded):
@@ -287,11 +329,16 @@ def test_an_array_cut_short_while_in_use_is_skipped(tmp_path):
     assert batches(tmp_path / "b.npy", tmp_path, 1)[0].float().mean() == 150
 
 
-def test_an_error_that_no_file_causes_is_not_swallowed(kinds, decoded, monkeypatch):
-    with open_clips(kinds["strips"], decoded=decoded, **SETTINGS) as loader:
-        monkeypatch.setattr(loader._batches._feed, "_pipeline", FailingPipeline())
+@pytest.mark.parametrize("kind", ["videos", "strips"])
+def test_an_error_that_no_file_causes_is_not_swallowed(kinds, decoded, monkeypatch, kind):
+    with open_clips(kinds[kind], decoded=decoded, **SETTINGS) as loader:
+        feed = loader._batches._feed
+        monkeypatch.setattr(feed, "_pipeline", FailingPipeline())
+        if kind == "videos":  # frames are not what a decoder could have failed on
+            monkeypatch.setattr(feed, "_decodes", lambda number: False)
         with pytest.raises(RuntimeError, match="out of memory"):
             loader.next_batch()
+        assert loader.skipped == {}
 
 
 class FailingPipeline:

@@ -59,7 +59,7 @@ def test_a_batch_depends_on_seed_and_number_alone():
 
 
 def test_draws_are_uniform_and_new_for_each_sample():
-    epochs = Epochs([10], batch_size=10, seed=3)
+    epochs = Epochs([30], batch_size=10, seed=3)
     samples = [sample for number in range(100) for sample in epochs.batch(number)]
     draws = np.array([[s.place, *s.draws] for s in samples])
     assert draws.min(axis=0).max() < 0.01

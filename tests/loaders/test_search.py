@@ -157,6 +157,11 @@ def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
     assert [path for path, _, _ in named(tmp_path / "data")] == ["b.mp4", "link/a.mp4"]
 
 
+def test_decoded_frames_are_no_arrays_of_their_own(tmp_path):
+    touch(tmp_path, "a.mp4", "killed-run/frames/0123.npy", "killed-run/frames/.decoded")
+    assert [source.path.name for source in find(tmp_path).sources] == ["a.mp4"]
+
+
 def test_pictures_of_training_runs_are_no_data(tmp_path):
     touch(tmp_path, "a.mp4", "runs/1/pictures/100.gif", "runs/1/events.out.tfevents.1.host.2.0")
     assert named(tmp_path) == [("a.mp4", "video", None)]

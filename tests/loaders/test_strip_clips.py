@@ -157,6 +157,17 @@ def test_a_substitute_is_the_next_good_strip_and_others_stay(tmp_path):
         assert abs(new - (40 + 30 * {1: 2, 4: 5}.get(number, number))) < 3
 
 
+def test_a_shorter_stand_in_shows_its_own_clips(tmp_path):
+    """Not its last frame where the longer strip would have had its third clip."""
+    undecodable(tmp_path / "0.jpg", frames=40)
+    write_strip(tmp_path / "1.jpg", 16)
+    for cache in ("none", "host"):
+        settings = dict(batch_size=7, cache=cache)  # five clips of the first, two of the second
+        (batch,) = batches(tmp_path, tmp_path, 1, **settings)
+        firsts = sorted(round(numbers(clip)[0]) for clip in batch.numpy())
+        assert firsts == [0, 0, 0, 0, 8, 8, 8]
+
+
 def test_a_cache_finds_broken_strips_when_it_is_filled(tmp_path):
     """Twenty strips are three batches of filling; the clips are those of no cache."""
     for number in range(20):
