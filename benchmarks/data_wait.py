@@ -50,32 +50,41 @@ def main() -> None:
         data.mkdir()
         write_strips(data)
         step = GANStep(settings)
-        loader = open_clips(
-            data,
-            frames=settings.frames,
-            size=settings.size,
-            batch_size=settings.batch_size,
-            seed=0,
-            device=step.device,
-            cache=Path(folder, "frames"),
-        )
-        with contextlib.closing(loader):
-            waited = trained = 0.0
-            for number in range(WARM_UP + arguments.steps):
-                start = time.perf_counter()
-                frames = loader.next_batch()
-                arrived = time.perf_counter()
-                float(step(frames)["g"])
-                if number >= WARM_UP:
-                    waited += arrived - start
-                    trained += time.perf_counter() - arrived
-    rate = arguments.steps * settings.batch_size / (waited + trained)
-    print("| clips | steps | clips/s | data wait |")
-    print("|---|---|---|---|")
-    print(
-        f"| {settings.frames}x{settings.size}x{settings.size}, batch {settings.batch_size} | "
-        f"{arguments.steps} | {rate:.0f} | {waited / (waited + trained):.1%} |"
+        print("| clips | cache | steps | clips/s | data wait |")
+        print("|---|---|---|---|---|")
+        for cache in ("none", "auto"):
+            rate, wait = train(step, settings, data, Path(folder, "frames"), cache, arguments.steps)
+            print(
+                f"| {settings.frames}x{settings.size}x{settings.size}, batch"
+                f" {settings.batch_size} | {cache} | {arguments.steps} | {rate:.0f} | {wait:.1%} |"
+            )
+
+
+def train(
+    step: GANStep, settings: Settings, data: Path, decoded: Path, cache: str, steps: int
+) -> tuple[float, float]:
+    """Clips a second, and the share of the time spent waiting for them."""
+    loader = open_clips(
+        data,
+        frames=settings.frames,
+        size=settings.size,
+        batch_size=settings.batch_size,
+        seed=0,
+        device=step.device,
+        decoded=decoded,
+        cache=cache,
     )
+    with contextlib.closing(loader):
+        waited = trained = 0.0
+        for number in range(WARM_UP + steps):
+            start = time.perf_counter()
+            frames = loader.next_batch()
+            arrived = time.perf_counter()
+            float(step(frames)["g"])
+            if number >= WARM_UP:
+                waited += arrived - start
+                trained += time.perf_counter() - arrived
+    return steps * settings.batch_size / (waited + trained), waited / (waited + trained)
 
 
 if __name__ == "__main__":
