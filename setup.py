@@ -28,6 +28,7 @@ setup(
         "av>=18,<19",
         "imageio>=2.36,<3",
         "pillow>=11,<14",
+        "simplejpeg>=1.9,<2",
         "pebble>=5.1,<6",
         "click>=8.1,<9",
         "tqdm>=4.66,<5",

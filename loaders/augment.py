@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vgan_fast.errors import UserError
+
 DRAWS = 9  # uniform numbers for each clip
 ASPECT = 4 / 3  # a random crop's width over its height lies between 1 / ASPECT and ASPECT
+_RANGES = {
+    "crop": (0.05, 1),
+    "brightness": (0, 1),
+    "contrast": (0, 1),
+    "saturation": (0, 1),
+    "hue": (0, 180),
+}
 
 
 @dataclass(frozen=True)
@@ -16,12 +25,15 @@ class Augmentation:
     """What may vary from clip to clip; all frames of a clip share one draw. Nothing by default.
 
     Attributes:
-        crop: least share of the picture's area that a random resized crop keeps, in (0, 1].
+        crop: least share of the picture's area that a random resized crop keeps, 0.05 to 1.
         flip: whether half of the clips are mirrored left to right.
-        brightness: largest relative change; 0.2 multiplies all values by 0.8 to 1.2.
-        contrast: largest relative change of the distance from mid-grey.
-        saturation: largest relative change of the distance from grey of the same lightness.
-        hue: largest turn of the colours, in degrees.
+        brightness: largest relative change, 0 to 1; 0.2 multiplies all values by 0.8 to 1.2.
+        contrast: largest relative change of the distance from mid-grey, 0 to 1.
+        saturation: largest relative change of the distance from grey of the same lightness, 0 to 1.
+        hue: largest turn of the colours, 0 to 180 degrees.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     crop: float = 1.0
@@ -30,6 +42,12 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+
+    def __post_init__(self):
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UserError(f"--{name} {value}: must lie between {least} and {most}")
 
     @property
     def varied(self) -> list[str]:

@@ -95,9 +95,11 @@ class Gathered(Squares):
     def _pick(self, buffer: Tensor | None) -> tuple[list[int], Tensor]:
         numbers, rows = self._resident.rows(next(self._samples))
         squares = self._resident.squares
+        index = rows.flatten()
+        if squares.is_cuda:  # from pageable memory the copy would wait for the GPU
+            index = index.pin_memory().to(squares.device, non_blocking=True)
         clips = buffer.flatten(0, 1) if buffer is not None else None
-        clips = torch.index_select(squares, 0, rows.flatten().to(squares.device), out=clips)
-        return numbers, clips.unflatten(0, rows.shape)
+        return numbers, torch.index_select(squares, 0, index, out=clips).unflatten(0, rows.shape)
 
 
 class Stacked(Squares):
@@ -157,7 +159,7 @@ class Varied:
         device: torch.device,
     ):
         self._squares, self._device = squares, device
-        self._shown: deque[tuple[list[int], Tensor]] = deque()
+        self._shown: deque[list[int]] = deque()
         self._pipeline = graph(
             self._read,
             vary,
@@ -171,8 +173,7 @@ class Varied:
         """See `Batches`."""
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         (clips,) = self._pipeline.run(stream)
-        numbers, _ = self._shown.popleft()
-        return numbers, torch.from_dlpack(clips.as_tensor()).clone()
+        return self._shown.popleft(), torch.from_dlpack(clips.as_tensor()).clone()
 
     def close(self) -> None:
         """See `Batches`."""
@@ -181,6 +182,5 @@ class Varied:
 
     def _read(self, _: int) -> tuple[Tensor | np.ndarray]:
         numbers, clips = self._squares.next()
-        # Kept until the result is out: DALI copies on its own stream, after torch's current one.
-        self._shown.append((numbers, clips))
+        self._shown.append(numbers)
         return (clips if clips.is_cuda else clips.numpy(),)

@@ -139,9 +139,9 @@ def decode_videos(
                 skipped |= _fill(cache, missing, workers, settings, run)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some space, or choose another --out"
+            remedy = "free some space, or choose another folder with --decoded"
         else:
-            remedy = "choose an --out that can be written"
+            remedy = "choose another folder with --decoded"
         raise UserError(
             f"{cache}: decoded frames cannot be stored ({error.strerror}); {remedy}"
         ) from error

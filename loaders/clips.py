@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ def open_clips(
         device: a CPU or an NVIDIA GPU; clips are scaled and augmented, and strips decoded, where
             they go.
         decoded: folder for decoded frames, created where absent. A frame takes 12·size² bytes,
-            times the aspect ratio: its short side is stored at up to 2·size pixels.
+            times the aspect ratio: its short side is stored at up to 2·size pixels, or more where
+            `augmentation.crop` is under a quarter.
         min_frames: files with fewer frames are skipped.
         fps: frames a second that videos are resampled to by their time stamps; None takes every
             frame as it comes.
@@ -108,6 +109,15 @@ def open_clips(
         raise UserError(f"--device is {device}; clips are made on cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device is {device}, but torch finds no GPU here; use --device cpu")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    for name, value, choices in (("--start", start, Start), ("--cache", cache, Cache)):
+        if value not in get_args(choices):
+            raise UserError(f"{name} {value}: must be one of {', '.join(get_args(choices))}")
+    if not 0 <= rank < ranks:
+        raise UserError(
+            f"rank is {rank} of {ranks}; it must be 0 or more and less than their number"
+        )
     graphs = _load_graphs()  # DALI missing is better said before an hour of decoding than after
 
     found = find_sources(data, decoded)
@@ -139,10 +149,13 @@ def open_clips(
         longest = max((file.length for file in files), default=0)
         raise UserError(_nothing_usable(data, skipped, longest))
 
-    kind = StripSet if found.sources[0].kind in ("strip", "tar") else FrameSet
-    clips = kind(usable, frames=frames, stride=stride, start=start, skipped=skipped)
+    cut = {"frames": frames, "stride": stride, "start": start, "skipped": skipped}
+    if found.sources[0].kind in ("strip", "tar"):
+        clips = StripSet(usable, encoded=device.type == "cuda", **cut)
+    else:
+        clips = FrameSet(usable, **cut)
     epochs = Epochs(clips.windows, batch_size, seed, rank, ranks)
-    place = choose_place(cache, clips, side, device)
+    place = choose_place(cache, clips, side, device, ranks)
     batches = _prepare(
         clips,
         lambda number: epochs.batch(position + number),
@@ -175,8 +188,8 @@ class ClipLoader:
     Attributes:
         summary: one line: what was found, and how many were padded, skipped and ignored.
         files: the usable files, each with its `source`, `length` and `label`.
-        skipped: each broken or too short file, and why. A strip whose damage shows only when it
-            is decoded joins later, with a warning in the log.
+        skipped: each broken or too short file, and why. What shows only when a file is read joins
+            later, with a warning in the log.
         classes: names of the classes by label; empty where the data have none.
         position: number of batches handed out so far, those passed over at opening included.
         shown: the file of each clip of the last batch handed out.
@@ -214,7 +227,7 @@ class ClipLoader:
         The tensor owns its memory.
 
         Raises:
-            UserError: every file has turned out to be broken, or one cannot be read to its end.
+            UserError: every file has turned out to be broken, or a read is stuck.
         """
         numbers, clips = self._batches.next()
         self.shown = [self.files[number] for number in numbers]
@@ -223,6 +236,8 @@ class ClipLoader:
 
     def next_batch_with_labels(self) -> tuple[Tensor, Tensor]:
         """Return the next batch and its labels, int64 (N,), on the device.
+
+        A label is a place in `classes`; another set's classes may stand in other places.
 
         Raises:
             UserError: as `next_batch`, or the data have no classes.
@@ -233,8 +248,10 @@ class ClipLoader:
                 " with a number at the end of each line"
             )
         clips = self.next_batch()
-        labels = [self._labels[file.label] for file in self.shown]
-        return clips, torch.tensor(labels, device=self._device)
+        labels = torch.tensor([self._labels[file.label] for file in self.shown])
+        if self._device.type == "cuda":  # from pageable memory the copy would wait for the GPU
+            labels = labels.pin_memory()
+        return clips, labels.to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """Stop the threads that prepare batches; the loader gives no more."""
@@ -286,13 +303,12 @@ def _prepare(
     file_graph, square_graph = graphs
     where = {
         "device": "gpu" if device.type == "cuda" else "cpu",
-        "device_id": _device_id(device),
+        "device_id": device.index if device.type == "cuda" else None,
     }
     side = augmentation.side(size)
     sides = clips.sides()
     file_graph = partial(
         file_graph,
-        sideways=clips.sideways,
         antialias=max(map(min, sides)) > 2 * side,
         **where,
     )
@@ -314,7 +330,7 @@ def _prepare(
             device=device,
         )
         squares = Gathered(resident, batch, device)
-    elif not clips.encoded and sides == {(side, side)}:
+    elif isinstance(clips, FrameSet) and sides == {(side, side)}:
         squares = Stacked(clips, jobs, workers=workers, device=device)
     else:
         feed = Feed(
@@ -351,13 +367,6 @@ def _load_graphs() -> tuple[Callable[..., Pipeline], Callable[..., Pipeline]]:
             " nvidia-dali-cuda130"
         ) from error
     return file_graph, square_graph
-
-
-def _device_id(device: torch.device) -> int | None:
-    """Return DALI's name for the device: the GPU's number, or None for a CPU."""
-    if device.type == "cpu":
-        return None
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _classes(files: Sequence[Frames | Strip], known: list[str]) -> list[str]:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .pixels import as_rgb
 from .search import IMAGE_SUFFIXES, natural_key
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.video.stream import VideoStream
-    from PIL import Image
 
 MIN_SIDE = 8  # pixels; anything smaller is a test card or an accident
 MAX_PIXELS = 1 << 26  # per frame, 8192x8192: 192 MiB as RGB
@@ -161,7 +161,7 @@ def frames_by_pillow(folder: Path, settings: Settings) -> Iterator[Picture]:
         try:
             with Image.open(file) as image:
                 check_size(image.height, image.width)
-                pixels = _as_rgb(ImageOps.exif_transpose(image))
+                pixels = as_rgb(ImageOps.exif_transpose(image))
         except MemoryError:
             raise
         except Exception as error:  # damaged images raise whatever their format does
@@ -216,12 +216,3 @@ def stored_size(square: tuple[int, int], short_side: int) -> tuple[int, int]:
 def usable_rate(rate: float) -> float | None:
     """Return a claimed rate in frames a second, or None for one that cannot be."""
     return rate if 0 < rate <= MAX_RATE else None
-
-
-def _as_rgb(image: Image.Image) -> np.ndarray:
-    """Return uint8 (H, W, 3); an alpha channel is dropped."""
-    if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("F", "I"):  # their range is anybody's guess
-        raise UndecodableError("pixels of 32 bits; save it with 8 or 16")
-    return np.asarray(image.convert("RGB"))

@@ -46,10 +46,11 @@ class Epochs:
     def batch(self, number: int) -> list[Sample]:
         """Return the samples of this rank's batch of that number, counted from 0."""
         epoch, index = divmod(number, self.batches)
-        if self._drawn is None or self._drawn[0] != epoch:
+        drawn = self._drawn  # once: several threads may ask
+        if drawn is None or drawn[0] != epoch:
             order = np.random.default_rng([self._seed, epoch]).permutation(len(self._files))
-            self._drawn = (epoch, order)
-        chosen = self._drawn[1][index * self._together :][self._own]
+            self._drawn = drawn = (epoch, order)
+        chosen = drawn[1][index * self._together :][self._own]
         generator = np.random.default_rng([self._seed, epoch, index])
         draws = generator.random((self._together, 1 + DRAWS))[self._own]
         return [

@@ -6,18 +6,13 @@ from nvidia.dali import fn, pipeline_def, types
 
 from .augment import Augmentation
 
-# A decoder says nothing of a JPEG whose pixels stop early: it fills the rest with mid-grey, block
-# by block, and the end marker may be there all the same.
-BLANK = 128
-BLOCK = 8  # rows
-
 
 @pipeline_def
 def file_graph(
     read,
     vary,
     *,
-    strips: bool,
+    encoded: bool,
     sideways: bool,
     antialias: bool,
     size: int,
@@ -26,17 +21,15 @@ def file_graph(
 ):
     """Build the graph from files; its output is uint8 (T, size, size, 3) a sample, RGB, FHWC.
 
-    For strips two more outputs follow, uint8 scalars: the least and the largest value in the last
-    rows of the image. Both are `BLANK` where a JPEG's pixels end early.
-
     Args:
-        read: called with 0, 1, 2, …; returns lists of one array a sample. For frames: uint8
-            (T, H, W, 3). For strips: the image's bytes, uint8 (bytes,); if `sideways`, the shape of
-            the whole, int32 (5,), as frames in a column, height, frames in a row, width, 3; the
-            shape of the stack, int32 (4,), as frames, height, width, 3; and the order, int32 (T,):
-            the frame to show at each moment.
+        read: called with 0, 1, 2, …; returns lists of one array a sample: frames, uint8
+            (T, H, W, 3). If `encoded`: the bytes of a strip, uint8 (bytes,); if `sideways`, the
+            shape of the whole, int32 (5,), as frames in a column, height, frames in a row, width,
+            3; the shape of the stack, int32 (4,), as frames, height, width, 3; and the order,
+            int32 (T,): the frame to show at each moment. The strips must be whole: the decoder
+            fills what is missing with grey, and some damage kills it.
         vary: called likewise if anything varies; returns a list for each of `augmentation.varied`.
-        strips: which of the two `read` returns.
+        encoded: which of the two `read` returns.
         sideways: whether some strips have their frames side by side.
         antialias: whether some frames have more than two pixels for each that is kept. Up to two,
             linear interpolation lets none out, and at two it is their plain mean.
@@ -44,17 +37,21 @@ def file_graph(
         augmentation: what varies.
         device: "cpu" or "gpu": where decoding (strips), scaling and augmentation run.
     """
-    if strips:
+    if encoded:
         count = 4 if sideways else 3
         data, *grid, stack, order = fn.external_source(
             read, num_outputs=count, dtype=[types.UINT8] + [types.INT32] * (count - 1), ndim=1
         )
-        # A rotation tag would turn the strip on its side: its frames lie as stored.
+        # A rotation tag would turn the strip on its side: its frames lie as stored. Fancy
+        # upsampling is what CPU decoders do, and without the hardware decoder, which takes a part
+        # of each batch, pixels do not depend on the batch.
         image = fn.decoders.image(
-            data, device="mixed" if device == "gpu" else "cpu", adjust_orientation=False
+            data,
+            device="mixed" if device == "gpu" else "cpu",
+            adjust_orientation=False,
+            jpeg_fancy_upsampling=True,
+            hw_decoder_load=0.0,
         )
-        tail = image[-BLOCK:]
-        ends = fn.reductions.min(tail), fn.reductions.max(tail)
         if sideways:
             # Frames below each other are one column, frames side by side one row.
             image = fn.transpose(fn.reshape(image, shape=grid[0]), perm=[0, 2, 1, 3, 4])
@@ -63,11 +60,10 @@ def file_graph(
     else:
         (frames,) = fn.external_source(read, num_outputs=1, dtype=types.UINT8, layout="FHWC")
         frames = frames.gpu() if device == "gpu" else frames
-        ends = ()
     side = augmentation.side(size)
     squares = fn.resize(frames, resize_shorter=side, antialias=antialias)
     squares = fn.crop(squares, crop=(side, side))
-    return _augmented(squares, vary, size, augmentation), *ends
+    return _augmented(squares, vary, size, augmentation)
 
 
 @pipeline_def

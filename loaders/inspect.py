@@ -59,7 +59,12 @@ def main(data: str, preset: str, out: Path, batches: int, **given) -> int:
         raise UserError(f"--out {out}: must end in .png")
     if data == "synthetic":
         raise UserError("synthetic clips are no files; name some")
-    given = {"batch_size": 8, **{name: value for name, value in given.items() if value is not None}}
+    # A cache would be filled for a handful of clips.
+    given = {
+        "batch_size": 8,
+        "cache": "none",
+        **{name: value for name, value in given.items() if value is not None},
+    }
     settings = resolved(Settings.chosen(preset, {"data": data, **given}))
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
+from contextlib import suppress
+from threading import Thread
 from typing import Generic, TypeVar
-
-from pebble import ThreadPool
 
 from vgan_fast.errors import UserError
 
@@ -24,7 +25,7 @@ class ReadAhead(Generic[Job, Read]):
     Args:
         jobs: the jobs of batch 0, 1, 2, …; none after the last batch.
         read: does one job; called from several threads.
-        name: what a person calls the file of a job.
+        name: what a person calls the file that a job waits for.
         threads: number of threads.
         seconds: until a read counts as stuck.
     """
@@ -38,12 +39,16 @@ class ReadAhead(Generic[Job, Read]):
         threads: int,
         seconds: float = SECONDS,
     ):
-        self._jobs, self._read, self._name = jobs, read, name
-        self._seconds = seconds
-        # Not the standard library's: at exit it would wait for a thread that is stuck.
-        self._pool = ThreadPool(max_workers=threads)
+        self._jobs, self._name, self._seconds = jobs, name, seconds
+        self._tasks: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
         self._reading: deque[list[tuple[Job, Future]]] = deque()
         self._next = 0
+        # Not the standard library's pool: at exit it would wait for a thread that is stuck.
+        self._threads = [
+            Thread(target=_serve, args=(self._tasks, read), daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
         for _ in range(BATCHES):
             self._schedule()
 
@@ -66,10 +71,28 @@ class ReadAhead(Generic[Job, Read]):
         return results
 
     def close(self) -> None:
-        """Begin no further read; one that is stuck is left behind."""
-        self._pool.stop()
+        """End the threads after the reads at hand; one that is stuck is left behind."""
+        with suppress(queue.Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+        self._reading.clear()
 
     def _schedule(self) -> None:
-        jobs = self._jobs(self._next)
+        batch = [(job, Future()) for job in self._jobs(self._next)]
         self._next += 1
-        self._reading.append([(job, self._pool.schedule(self._read, [job])) for job in jobs])
+        self._reading.append(batch)
+        for task in batch:
+            self._tasks.put(task)
+
+
+def _serve(tasks: queue.SimpleQueue, read: Callable[[Job], Read]) -> None:
+    while (task := tasks.get()) is not None:
+        job, future = task
+        try:
+            future.set_result(read(job))
+        except BaseException as error:
+            future.set_exception(error)
+        # An idle thread must not keep the last clips, nor the set that they came from.
+        del task, job, future

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from vgan_fast.errors import UserError
 from .clip_set import ClipSet, Job
 from .epochs import Sample
 from .feed import Feed
+from .frames import Frames
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
@@ -27,7 +29,9 @@ BATCH = 8  # chunks in a batch while the memory is filled
 SHARE = 0.5  # of the free memory that `auto` takes at most
 
 
-def choose_place(cache: Cache, clips: ClipSet, side: int, device: torch.device) -> str:
+def choose_place(
+    cache: Cache, clips: ClipSet, side: int, device: torch.device, ranks: int = 1
+) -> str:
     """Return where the set is to stay: "gpu", "host" or "none".
 
     Args:
@@ -36,6 +40,7 @@ def choose_place(cache: Cache, clips: ClipSet, side: int, device: torch.device) 
         clips: the set.
         side: side of the square frames in pixels.
         device: where training runs.
+        ranks: loaders that may share the host; each has a GPU of its own.
 
     Raises:
         UserError: the place asked for is not there, or too small.
@@ -43,7 +48,7 @@ def choose_place(cache: Cache, clips: ClipSet, side: int, device: torch.device) 
     need = sum(file.length for file in clips.files) * side * side * 3
     if cache == "gpu" and device.type != "cuda":
         raise UserError("--cache gpu needs --device cuda; use --cache host or none")
-    free = {"host": free_memory()}
+    free = {"host": free_memory() // ranks}
     if device.type == "cuda":
         free = {"gpu": torch.cuda.mem_get_info(device)[0], **free}
     if cache == "auto":
@@ -56,18 +61,36 @@ def choose_place(cache: Cache, clips: ClipSet, side: int, device: torch.device) 
     return cache
 
 
-def free_memory() -> int:
-    """Return the bytes that this process may still take: the machine's, or its container's."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+def free_memory(system: Path = Path("/")) -> int:
+    """Return the bytes that this process may still take: the machine's, or its containers'.
+
+    Args:
+        system: folder with the `proc` and `sys` of Linux.
+    """
+    fields = dict(line.split(":") for line in (system / "proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
+    for line in (system / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = system / "sys/fs/cgroup" / controllers
+            names = ("memory.max", "memory.current")
+            if controllers:  # of the first version
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            inside = root / path.lstrip("/")
+            for group in (inside, *inside.parents):
+                if group.is_relative_to(root):
+                    free = min(free, _left(group, *names))
+    return max(0, free)
+
+
+def _left(group: Path, limit: str, used: str) -> float:
+    """Return the bytes that a group of processes may still take."""
     try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
         kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no such group, or "max": no limit
-        return free
-    return min(free, max(0, limit - used + int(kept["inactive_file"])))  # files are let go of
+        files = int(kept["inactive_file"])  # the system lets go of these
+        return int((group / limit).read_text()) - int((group / used).read_text()) + files
+    except (OSError, KeyError, ValueError):  # no such group from in here, or "max": no limit
+        return math.inf
 
 
 class Part(NamedTuple):
@@ -116,14 +139,14 @@ class Resident:
         parts = [
             Part(number, first, min(step, file.length - first))
             for number, file in enumerate(clips.files)
-            for step in [file.length if clips.encoded else CHUNK]  # strips are decoded whole
+            for step in [CHUNK if isinstance(file, Frames) else file.length]  # strips whole
             for first in range(0, file.length, step)
         ]
         batches = [parts[i : i + BATCH] for i in range(0, len(parts), BATCH)]
         feed = Feed(
             clips,
             lambda number: (
-                [self._job(part) for part in batches[number]] if number < len(batches) else []
+                [_job(clips, part) for part in batches[number]] if number < len(batches) else []
             ),
             lambda _: (),
             graph,
@@ -148,8 +171,7 @@ class Resident:
         ]
         return numbers, torch.from_numpy(np.stack(rows))
 
-    def _job(self, part: Part) -> Job:
-        moments = part.first + np.arange(part.count)
-        return Job(
-            part.file, lambda number: np.minimum(moments, self._clips.files[number].length - 1)
-        )
+
+def _job(clips: ClipSet, part: Part) -> Job:
+    moments = part.first + np.arange(part.count)
+    return Job(part.file, lambda number: np.minimum(moments, clips.files[number].length - 1))

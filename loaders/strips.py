@@ -6,6 +6,7 @@ The original project stacks them from top to bottom, MoCoGAN sets them from left
 from __future__ import annotations
 
 import errno
+import io
 import os
 import struct
 import zlib
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .pixels import as_rgb
 
 if TYPE_CHECKING:
     from .search import Source
@@ -176,3 +179,32 @@ def _jpeg_size(file: int, offset: int, size: int) -> tuple[int, int]:
             return height, width
         position += 2 + length
     raise BrokenStripError("the JPEG's header is damaged")
+
+
+def decode_strip(strip: Strip, image: np.ndarray) -> np.ndarray:
+    """Return the frames of a strip from its bytes: uint8 (F, side, side, 3), RGB.
+
+    Args:
+        strip: what was measured.
+        image: the bytes that `Strip.read` gives, uint8 (size,).
+
+    Raises:
+        BrokenStripError: the pixels are damaged or end early, or the image has another size now.
+    """
+    import simplejpeg
+    from PIL import Image
+
+    try:
+        if image[:2].tobytes() == _JPEG_START:
+            pixels = simplejpeg.decode_jpeg(image)
+        else:
+            with Image.open(io.BytesIO(image)) as png:
+                pixels = as_rgb(png)
+    except Exception as error:  # damaged images raise whatever their format does
+        raise BrokenStripError(f"its pixels cannot be decoded ({error})") from None
+    across = strip.length if strip.horizontal else 1
+    down = strip.length // across
+    if pixels.shape != (down * strip.side, across * strip.side, 3):
+        raise BrokenStripError("it has changed since it was measured")
+    grid = pixels.reshape(down, strip.side, across, strip.side, 3)
+    return grid.swapaxes(1, 2).reshape(strip.length, strip.side, strip.side, 3)

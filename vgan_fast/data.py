@@ -1,6 +1,5 @@
 """From settings to a loader."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -35,12 +34,8 @@ def open_data(settings: Settings, run: Path, position: int = 0) -> ClipSource:
         from vgan_fast.loaders.synthetic import SyntheticClips
 
         return SyntheticClips(**common)
-    from vgan_fast.loaders.augment import Augmentation
     from vgan_fast.loaders.clips import open_clips
 
-    varied = {
-        field.name: getattr(settings, field.name) for field in dataclasses.fields(Augmentation)
-    }
     return open_clips(
         Path(settings.data),
         decoded=_decoded(settings, run),
@@ -48,7 +43,7 @@ def open_data(settings: Settings, run: Path, position: int = 0) -> ClipSource:
         fps=settings.fps,
         stride=settings.stride,
         start=settings.start,
-        augmentation=Augmentation(**varied),
+        augmentation=settings.augmentation,
         cache=settings.cache,
         workers=settings.workers,
         **common,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vgan_fast.errors import UserError
+from vgan_fast.loaders.augment import Augmentation
 from vgan_fast.shape import ClipShape
 
 
@@ -93,6 +94,7 @@ class Settings:
 
     def __post_init__(self):
         ClipShape(self.frames, self.size, self.width, self.latent)
+        _ = self.augmentation  # checks its values
         for name, annotation in typing.get_type_hints(type(self)).items():
             choices, value = typing.get_args(annotation), getattr(self, name)
             if typing.get_origin(annotation) is Literal and value not in choices:
@@ -146,6 +148,12 @@ class Settings:
         """Sizes of the clips and networks."""
         return ClipShape(self.frames, self.size, self.width, self.latent)
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """What varies from clip to clip."""
+        names = (field.name for field in dataclasses.fields(Augmentation))
+        return Augmentation(**{name: getattr(self, name) for name in names})
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -193,11 +201,6 @@ _BOUNDS = {
     "mask_penalty": (0, 10**6),
     "min_frames": (1, 10**9),
     "stride": (1, 1000),
-    "crop": (0.05, 1),
-    "brightness": (0, 1),
-    "contrast": (0, 1),
-    "saturation": (0, 1),
-    "hue": (0, 180),
     "seed": (0, 2**62),
     "sample_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),

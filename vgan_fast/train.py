@@ -66,7 +66,7 @@ def main(
             raise UserError("--preset: a resumed run keeps its settings; leave the option out")
         out = _run_to_resume(out)
         checkpoint = find_checkpoint(out)
-        given = {name: value for name, value in given.items() if value != "auto"}
+        given = {k: value for k, value in given.items() if value != "auto" or k in CHANGEABLE}
         settings = resolved(_resumed(Settings.load(checkpoint / "settings.json"), given))
     else:
         preset = preset or default_preset(given.get("device", "auto"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from vgan_fast.errors import UserError
 from vgan_fast.loaders.augment import ASPECT, DRAWS, Augmentation
 from vgan_fast.loaders.clips import open_clips
 from vgan_fast.loaders.epochs import Epochs
@@ -67,6 +68,17 @@ def test_the_smallest_crop_still_has_the_pixels_of_a_clip():
     assert Augmentation().side(32) == 32
     assert Augmentation(crop=0.25).side(32) == 64
     assert Augmentation(crop=0.5).side(32) == 46
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(crop=0), dict(crop=2), dict(brightness=-0.1), dict(contrast=2), dict(hue=float("nan"))],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"--{name} .*: must lie between"):
+        Augmentation(**wrong)
 
 
 def test_only_what_is_asked_for_varies():

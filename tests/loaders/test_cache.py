@@ -192,7 +192,7 @@ def test_nothing_asks_for_a_gpu_on_a_cpu(tmp_path, monkeypatch):
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, stub):
     sources = [write_video(tmp_path / name, frames=9) for name in ("a.mp4", "b.mp4")]
     cache = tmp_path / "cache"
-    with pytest.raises(UserError, match=r"cache: .*stored.*free some space.*--out") as error:
+    with pytest.raises(UserError, match=r"cache: .*stored.*free some space.*--decoded") as error:
         decode(sources, cache, decode=stub)
     assert "\n" not in str(error.value)
     assert left_behind(cache) == [".decoded"]
@@ -216,7 +216,7 @@ def test_frames_appear_last(tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"file/cache: .*--out"):
+    with pytest.raises(UserError, match=r"file/cache: .*--decoded"):
         decode([], tmp_path / "file" / "cache")
 
 

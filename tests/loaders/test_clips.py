@@ -1,8 +1,12 @@
 """open_clips from end to end: right pixels, the same batches for the same seed, clear refusals."""
 
+import gc
 import io
 import sys
 import tarfile
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import cv2
@@ -325,17 +329,60 @@ def test_an_array_cut_short_while_in_use_is_skipped(tmp_path):
         (tmp_path / "a.npy").write_bytes(b"short")
         levels = {int(level) for _ in range(8) for level in loader.next_batch()[:, 0, 0, 0, 0]}
         assert levels <= {50, 150}
-        assert {path.name for path in loader.skipped} == {f"a.npy:{number}" for number in range(4)}
+        assert {path.name for path in loader.skipped} == {"a.npy"}
     assert batches(tmp_path / "b.npy", tmp_path, 1)[0].float().mean() == 150
 
 
-@pytest.mark.parametrize("kind", ["videos", "strips"])
-def test_an_error_that_no_file_causes_is_not_swallowed(kinds, decoded, monkeypatch, kind):
-    with open_clips(kinds[kind], decoded=decoded, **SETTINGS) as loader:
-        feed = loader._batches._feed
-        monkeypatch.setattr(feed, "_pipeline", FailingPipeline())
-        if kind == "videos":  # frames are not what a decoder could have failed on
-            monkeypatch.setattr(feed, "_decodes", lambda number: False)
+def test_a_large_shard_that_is_lost_is_skipped_at_once(tmp_path, caplog):
+    """Not clip by clip: each search for a stand-in would pass over all those before it."""
+    np.save(tmp_path / "a.npy", np.full((50_000, 1, 8, 8, 3), 50, np.uint8))
+    np.save(tmp_path / "b.npy", np.full((2, 1, 8, 8, 3), 150, np.uint8))
+    settings = SETTINGS | dict(frames=1, size=8, batch_size=64)
+    with open_clips(tmp_path, decoded=tmp_path, **settings) as loader:
+        (tmp_path / "a.npy").write_bytes(b"short")
+        before = time.monotonic()
+        later = [loader.next_batch() for _ in range(8)][-1]
+        assert time.monotonic() - before < 10
+        assert int(later.min()) == 150
+        assert list(loader.skipped) == [tmp_path / "a.npy"]
+    assert caplog.text.count("skipped") == 1
+
+
+@pytest.mark.parametrize("count", [6, 8, 10])
+def test_a_stride_pads_short_files_alike_with_and_without_a_cache(tmp_path, count):
+    """A file of T frames too, of which a clip at stride 2 spans all."""
+    np.save(tmp_path / "a.npy", np.stack([np.stack([frame(k) for k in range(count)])] * 4))
+    for cache in ("none", "host"):
+        (batch,) = batches(tmp_path, tmp_path, 1, stride=2, cache=cache)
+        expected = np.minimum(2 * np.arange(8), count - 1)
+        for clip in batch.numpy():
+            np.testing.assert_allclose(numbers(clip), expected, atol=0.75)
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+@pytest.mark.parametrize("kind", ["videos", "arrays", "strips"])
+def test_closing_ends_the_threads_and_frees_the_set(kinds, decoded, kind, cache):
+    def threads() -> int:
+        return sum(thread.is_alive() for thread in threading.enumerate())
+
+    before = threads()
+    for _ in range(5):
+        loader = open_clips(kinds[kind], decoded=decoded, **SETTINGS | dict(cache=cache))
+        loader.next_batch()
+        batches_made = weakref.ref(loader._batches)
+        loader.close()
+        del loader
+    gc.collect()
+    assert batches_made() is None
+    deadline = time.monotonic() + 5
+    while threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() <= before
+
+
+def test_an_error_that_no_file_causes_is_passed_on(kinds, decoded, monkeypatch):
+    with open_clips(kinds["strips"], decoded=decoded, **SETTINGS) as loader:
+        monkeypatch.setattr(loader._batches._feed, "_pipeline", FailingPipeline())
         with pytest.raises(RuntimeError, match="out of memory"):
             loader.next_batch()
         assert loader.skipped == {}
@@ -394,6 +441,11 @@ def test_broken_videos_are_named_and_the_rest_is_used(folder, decoded, tmp_path)
         ("workers", 0, "--workers is 0"),
         ("stride", 0, "--stride is 0"),
         ("device", torch.device("meta"), "--device is meta"),
+        ("start", "middle", "--start middle: must be one of random, fixed"),
+        ("cache", "ram", "--cache ram: must be one of auto, gpu, host, none"),
+        ("rank", 1, "rank is 1 of 1"),
+        ("ranks", 0, "rank is 0 of 0"),
+        ("rank", -1, "rank is -1 of 1"),
     ],
 )
 def test_settings_out_of_range(tmp_path, setting, value, message):
