@@ -109,8 +109,13 @@ def open_clips(
         raise UserError(f"--device is {device}; clips are made on cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device is {device}, but torch finds no GPU here; use --device cpu")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda":
+        current = torch.cuda.current_device()
+        if device.index not in (None, current):  # DALI takes the stream of the current one
+            raise UserError(
+                f"--device is {device}, not the current one; call torch.cuda.set_device"
+            )
+        device = torch.device("cuda", current)
     for name, value, choices in (("--start", start, Start), ("--cache", cache, Cache)):
         if value not in get_args(choices):
             raise UserError(f"{name} {value}: must be one of {', '.join(get_args(choices))}")
