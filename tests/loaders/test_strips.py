@@ -10,13 +10,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from loader_media import write_strip
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from shard_media import image, mutations, write
 
 from vgan_fast.loaders import strips as module
 from vgan_fast.loaders.search import Source
-from vgan_fast.loaders.strips import BrokenStripError, image_size, measure_strips
+from vgan_fast.loaders.strips import (
+    BrokenStripError,
+    decode_strip,
+    image_size,
+    measure_strips,
+)
 
 
 def measure(path: Path, label: str | None = None):
@@ -240,3 +246,12 @@ def test_mutated_strips_are_measured_or_named(tmp_path):
     tracemalloc.stop()
     assert 100 < len(skipped) < 600
     assert all("\n" not in reason for reason in skipped.values())
+
+
+def test_a_strip_that_is_another_now_is_not_cut(tmp_path):
+    write_strip(tmp_path / "a.jpg", 8)
+    ((strip,), _) = measure_strips([Source(tmp_path / "a.jpg", "strip")])
+    write_strip(tmp_path / "a.jpg", 4)
+    image = np.fromfile(tmp_path / "a.jpg", np.uint8)
+    with pytest.raises(BrokenStripError, match="changed since it was measured"):
+        decode_strip(strip, image)
