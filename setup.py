@@ -16,7 +16,12 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["vgan_fast", "vgan_fast.kernels", "vgan_fast.loaders"],
+    packages=[
+        "vgan_fast",
+        "vgan_fast.kernels",
+        *(f"vgan_fast.kernels.{op}" for op in ("blend", "frames", "head", "norm")),
+        "vgan_fast.loaders",
+    ],
     package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
     package_data={"vgan_fast": ["py.typed"]},
     install_requires=[

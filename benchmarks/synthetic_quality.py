@@ -28,7 +28,7 @@ from vgan_fast.checkpoint import find_checkpoint
 from vgan_fast.errors import UserError
 from vgan_fast.gan_step import build_generator, sample_streams
 from vgan_fast.generate import load_generator
-from vgan_fast.kernels.frames import normalise_frames
+from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.metrics import (
     RandomExtractor,

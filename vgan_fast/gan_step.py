@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from vgan_fast.kernels.frames import normalise_frames
+from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.losses import discriminator_loss, generator_loss
 from vgan_fast.models import Discriminator, OneStreamGenerator, TwoStreamGenerator
 from vgan_fast.settings import Settings

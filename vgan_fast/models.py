@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vgan_fast.kernels.blend import mask_blend
+from vgan_fast.kernels.blend.reference import mask_blend
 from vgan_fast.shape import ClipShape
 
 DISCRIMINATOR_NORM_EPS = 1e-3  # the original's; the generator keeps the library's 1e-5

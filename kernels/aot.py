@@ -1,0 +1,218 @@
+"""`python -m vgan_fast.kernels.aot`: compile every kernel ahead of time and read the machine code.
+
+Needs Triton and no GPU. For each kernel, configuration and target it prints registers a thread,
+spilled bytes, shared memory, tensor-core instructions and the widths of global accesses.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from vgan_fast.cli import Program
+from vgan_fast.files import written_whole
+
+OPS = ("blend", "frames", "norm", "head")
+
+# Shared memory that one block may take, in bytes (CUDA programming guide, compute capabilities).
+SHARED = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+}
+# Opcodes of the machine code.
+_SPILLS = ("LDL", "STL")
+_TENSOR_CORES = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "OMMA", "QMMA")
+_GLOBAL = ("LDG", "STG", "LDGSTS")  # the last copies to shared memory
+_WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # others move 4 bytes
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One kernel in one configuration that may be picked.
+
+    Attributes:
+        name: what it is and at which size, for the table.
+        kernel: the `triton.jit` function.
+        signature: Triton type of each argument that is no constant, by name.
+        constexprs: value of each constant, by name.
+        num_warps, num_stages: as at the launch.
+        kind: what the report asks of it.
+        odd: integer arguments that are no multiples of 16.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    kind: Literal["elementwise", "matmul", "small"]
+    odd: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the machine code of one case says."""
+
+    registers: int
+    spilled: int  # loads and stores of spilled registers
+    shared_bytes: int
+    tensor_core_instructions: int
+    accesses: dict[int, int]  # global loads and stores, by bytes a thread
+
+
+def compile_case(case: AotCase, arch: str) -> Compiled:
+    """Compile for a target such as "sm_90" and read the result.
+
+    Raises:
+        Exception: whatever the compiler raises.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    divisible = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in case.signature.items()
+        if (kind.startswith("*") or kind in ("i32", "i64")) and name not in case.odd
+    }
+    source = ASTSource(
+        case.kernel,
+        signature={n: case.signature.get(n, "constexpr") for n in names},
+        constexprs={(names.index(n),): v for n, v in case.constexprs.items()},
+        attrs=divisible,
+    )
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=target, options=options)
+    return _read(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _read(cubin: bytes, shared: int) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        sass = _tool("nvdisasm", "-c", file.name)
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ +)?(\S+)", sass, re.MULTILINE)
+    accesses = Counter(
+        _WIDTHS.get(suffix, 4)
+        for opcode in opcodes
+        if opcode.split(".")[0] in _GLOBAL
+        for suffix in [next((part for part in opcode.split(".") if part in _WIDTHS), "")]
+    )
+    return Compiled(
+        registers,
+        sum(opcode.startswith(_SPILLS) for opcode in opcodes),
+        shared,
+        sum(opcode.startswith(_TENSOR_CORES) for opcode in opcodes),
+        dict(sorted(accesses.items())),
+    )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton.backends.nvidia
+
+    folder = Path(triton.backends.nvidia.__file__).parent / "bin"
+    ended = subprocess.run([folder / name, *arguments], capture_output=True, text=True, check=True)
+    return ended.stdout
+
+
+def complaints(case: AotCase, arch: str, compiled: Compiled) -> list[str]:
+    """What a configuration is refused for."""
+    found = []
+    if compiled.spilled:
+        found.append(f"{compiled.spilled} spilling instructions")
+    if compiled.shared_bytes > SHARED[arch]:
+        found.append(f"{compiled.shared_bytes} bytes of shared memory, {SHARED[arch]} are there")
+    if case.kind == "matmul" and not compiled.tensor_core_instructions:
+        found.append("no tensor-core instruction")
+    if case.kind == "elementwise" and 16 not in compiled.accesses:
+        found.append("no 16-byte access")
+    return found
+
+
+def all_cases() -> dict[str, AotCase]:
+    """Every kernel in every configuration that may be picked, by name."""
+    cases = [
+        case
+        for op in OPS
+        for case in import_module(f"vgan_fast.kernels.{op}.triton_impl").aot_cases()
+    ]
+    return {case.name: case for case in cases}
+
+
+def _compile_by_name(name: str, arch: str) -> tuple[Compiled | None, list[str]]:
+    # By name: a kernel cannot be sent to another process.
+    case = all_cases()[name]
+    try:
+        compiled = compile_case(case, arch)
+    except Exception as error:  # whatever the compiler raises
+        return None, [f"does not compile: {' '.join(str(error).split())[:200]}"]
+    return compiled, complaints(case, arch, compiled)
+
+
+@click.command(cls=Program)
+@click.option(
+    "--arch",
+    "archs",
+    multiple=True,
+    type=click.Choice(list(SHARED)),
+    default=list(SHARED),
+    help="target, may be repeated  [default: all]",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="write the table here")
+def main(archs: tuple[str, ...], json_file: Path | None) -> int:
+    """Compile every kernel for GPUs that need not be there, and read the machine code.
+
+    The status is 1 if a kernel does not compile, spills, takes more shared memory than there is,
+    multiplies without tensor cores or passes over a large tensor without 16-byte accesses.
+    """
+    names = list(all_cases())
+    jobs = [(name, arch) for name in names for arch in archs]
+    bad, rows = 0, []
+    print(
+        f"{'kernel':44} {'target':7} {'regs':>4} {'spills':>6} {'shared':>7} {'mma':>4}  accesses"
+    )
+    workers = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for (name, arch), (compiled, found) in zip(
+            jobs, pool.map(_compile_by_name, *zip(*jobs, strict=True)), strict=True
+        ):
+            bad += bool(found)
+            if compiled:
+                rows.append({"kernel": name, "target": arch, **asdict(compiled)})
+                widths = " ".join(f"{n}x{size}B" for size, n in compiled.accesses.items())
+                print(
+                    f"{name:44} {arch:7} {compiled.registers:4} {compiled.spilled:6}"
+                    f" {compiled.shared_bytes:7} {compiled.tensor_core_instructions:4}  {widths}",
+                    flush=True,
+                )
+            for complaint in found:
+                print(f"{name:44} {arch:7} REFUSED: {complaint}", flush=True)
+    if json_file:
+        with written_whole(json_file) as part:
+            part.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""The mask blend in Triton: a forward and a backward kernel, from logits or from streams.
+
+Each program owns BLOCK pixels of one clip and walks over frames. No kernel uses atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import dispatch
+from ..aot import AotCase
+
+# Pixels a program: 8 a thread, so that the planes of a 16-bit video move 16 bytes at a time.
+BLOCK, WARPS = 256, 1
+# Frames of a program of the forward. All of them would leave the GPU at batch 64 with 8 warps a
+# processor; few of them would read and activate the background anew too often.
+FRAMES = 8
+SUMS = 1024  # partial sums merged at a time
+
+
+def mask_blend(head: Tensor, background: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Launch the forward on logits: head stored channels-last, background contiguous."""
+    dispatch.launches["mask_blend_forward"] += 1
+    return _launch_forward(head, head, background, dtype, logits=True)
+
+
+def blend(foreground: Tensor, mask: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    """Launch the forward on activated streams, all contiguous."""
+    dispatch.launches["blend_forward"] += 1
+    return _launch_forward(foreground, mask, background, foreground.dtype, logits=False)
+
+
+def mask_blend_backward(
+    dvideo: Tensor, dmean: Tensor, head: Tensor, background: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward on logits; `dvideo` contiguous, the rest as in the forward."""
+    dispatch.launches["mask_blend_backward"] += 1
+    dhead = torch.empty(
+        head.shape, dtype=head.dtype, device=head.device, memory_format=torch.channels_last_3d
+    )
+    dbackground = torch.empty(background.shape, dtype=background.dtype, device=head.device)
+    _launch_backward(dvideo, dmean, head, head, background, dhead, dhead, dbackground, logits=True)
+    return dhead, dbackground
+
+
+def blend_backward(
+    dvideo: Tensor, dmean: Tensor, foreground: Tensor, mask: Tensor, background: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the backward on activated streams; everything contiguous."""
+    dispatch.launches["blend_backward"] += 1
+    streams = foreground, mask, background
+    gradients = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in streams)
+    _launch_backward(dvideo, dmean, *streams, *gradients, logits=False)
+    return gradients
+
+
+def _launch_forward(head, mask, background, dtype, logits):
+    n, _, frames, h, w = head.shape
+    blocks, chunks = triton.cdiv(h * w, BLOCK), triton.cdiv(frames, FRAMES)
+    video = torch.empty(n, 3, frames, h, w, dtype=dtype, device=head.device)
+    partials = torch.empty(n * chunks * blocks, dtype=torch.float32, device=head.device)
+    mean = torch.empty((), dtype=torch.float32, device=head.device)
+    _forward[(partials.numel(),)](
+        dispatch.aligned(head),
+        dispatch.aligned(mask),
+        dispatch.aligned(background),
+        video,
+        partials,
+        frames,
+        h * w,
+        LOGITS=logits,
+        FRAMES=FRAMES,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+        num_stages=1,
+    )
+    _mean[(1,)](
+        partials, mean, partials.numel(), n * frames * h * w, BLOCK=SUMS, num_warps=4, num_stages=1
+    )
+    return video, mean
+
+
+def _launch_backward(
+    dvideo, dmean, head, mask, background, dhead, dmask, dbackground, logits
+) -> None:
+    n, _, frames, h, w = dvideo.shape
+    _backward[(n * triton.cdiv(h * w, BLOCK),)](
+        dispatch.aligned(dvideo),
+        dmean,
+        dispatch.aligned(head),
+        dispatch.aligned(mask),
+        dispatch.aligned(background),
+        dhead,
+        dmask,
+        dbackground,
+        frames,
+        h * w,
+        1 / (n * frames * h * w),
+        LOGITS=logits,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+        num_stages=1,
+    )
+
+
+@triton.jit(do_not_specialize=["frames"])
+def _forward(
+    head,  # (N, T, HW, 4) logits, or with LOGITS off the foreground, (N, 3, T, HW)
+    mask,  # unused, or (N, 1, T, HW)
+    background,  # (N, 3, HW)
+    video,  # (N, 3, T, HW), written
+    partials,  # (programs,) fp32, written: sum of the mask over a program's pixels
+    frames,
+    pixels,
+    LOGITS: tl.constexpr,
+    FRAMES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, BLOCK)
+    chunks = tl.cdiv(frames, FRAMES)
+    program = tl.program_id(0)
+    start = (program % blocks) * BLOCK
+    first = (program // blocks % chunks) * FRAMES
+    n = (program // (blocks * chunks)).to(tl.int64)
+    plane = frames.to(tl.int64) * pixels
+
+    b0, b1, b2 = _load_background(background + 3 * n * pixels, pixels, start, LOGITS, BLOCK)
+    inside = start + tl.arange(0, BLOCK) < pixels
+    total = tl.zeros((BLOCK,), tl.float32)
+    for t in range(first, tl.minimum(first + FRAMES, frames)):
+        f0, f1, f2, m = _load_frame(head, mask, n, t, frames, pixels, start, LOGITS, BLOCK)
+        total += tl.where(inside, m, 0.0)
+        g0, g1, g2 = b0 + m * (f0 - b0), b1 + m * (f1 - b1), b2 + m * (f2 - b2)
+        _store3(video + (3 * n * frames + t) * pixels, plane, g0, g1, g2, start, pixels, BLOCK)
+    tl.store(partials + program, tl.sum(total))
+
+
+@triton.jit(do_not_specialize=["frames"])
+def _backward(
+    dvideo,  # (N, 3, T, HW)
+    dmean,  # () fp32
+    head,  # (N, T, HW, 4) logits, or with LOGITS off the foreground, (N, 3, T, HW)
+    mask,  # unused, or (N, 1, T, HW)
+    background,  # (N, 3, HW)
+    dhead,  # as head, written
+    dmask,  # as mask, written
+    dbackground,  # (N, 3, HW), written
+    frames,
+    pixels,
+    share,  # of a pixel in the mask's mean
+    LOGITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, BLOCK)
+    program = tl.program_id(0)
+    start = (program % blocks) * BLOCK
+    n = (program // blocks).to(tl.int64)
+    plane = frames.to(tl.int64) * pixels
+
+    b0, b1, b2 = _load_background(background + 3 * n * pixels, pixels, start, LOGITS, BLOCK)
+    from_mean = tl.load(dmean) * share
+    db0 = tl.zeros((BLOCK,), tl.float32)
+    db1 = tl.zeros((BLOCK,), tl.float32)
+    db2 = tl.zeros((BLOCK,), tl.float32)
+    # At batch 64 a processor has 8 warps: loads must run two frames ahead to hide their latency.
+    for t in tl.range(frames, num_stages=3):
+        row = (3 * n * frames + t) * pixels
+        f0, f1, f2, m = _load_frame(head, mask, n, t, frames, pixels, start, LOGITS, BLOCK)
+        dv0, dv1, dv2 = _load3(dvideo + row, plane, start, pixels, BLOCK)
+        db0 += (1 - m) * dv0
+        db1 += (1 - m) * dv1
+        db2 += (1 - m) * dv2
+        dm = dv0 * (f0 - b0) + dv1 * (f1 - b1) + dv2 * (f2 - b2) + from_mean
+        df0, df1, df2 = m * dv0, m * dv1, m * dv2
+        if LOGITS:
+            df0 *= 1 - f0 * f0
+            df1 *= 1 - f1 * f1
+            df2 *= 1 - f2 * f2
+            dm *= m * (1 - m)
+            quads = tl.reshape(tl.join(tl.join(df0, df2), tl.join(df1, dm)), (4 * BLOCK,))
+            _store(dhead + (n * frames + t) * pixels * 4, quads, 4 * start, 4 * pixels, 4 * BLOCK)
+        else:
+            _store3(dhead + row, plane, df0, df1, df2, start, pixels, BLOCK)
+            _store(dmask + (n * frames + t) * pixels, dm, start, pixels, BLOCK)
+    if LOGITS:
+        db0 *= 1 - b0 * b0
+        db1 *= 1 - b1 * b1
+        db2 *= 1 - b2 * b2
+    _store3(dbackground + 3 * n * pixels, pixels, db0, db1, db2, start, pixels, BLOCK)
+
+
+@triton.jit(do_not_specialize=["count", "elements"])
+def _mean(
+    partials,  # (count,) fp32
+    mean,  # () fp32, written
+    count,
+    elements,
+    BLOCK: tl.constexpr,
+):
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        total += tl.load(partials + at, mask=at < count, other=0.0)
+    tl.store(mean, (tl.sum(total) / elements).to(tl.float32))
+
+
+@triton.jit
+def _load(row, start, size, BLOCK: tl.constexpr):
+    at = start + tl.arange(0, BLOCK)
+    return tl.load(row + at, mask=at < size, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load3(row, plane, start, size, BLOCK: tl.constexpr):
+    """The same row of three planes."""
+    x0 = _load(row, start, size, BLOCK)
+    row += plane
+    x1 = _load(row, start, size, BLOCK)
+    row += plane
+    return x0, x1, _load(row, start, size, BLOCK)
+
+
+@triton.jit
+def _store(row, x, start, size, BLOCK: tl.constexpr):
+    at = start + tl.arange(0, BLOCK)
+    tl.store(row + at, x.to(row.dtype.element_ty), mask=at < size)
+
+
+@triton.jit
+def _store3(row, plane, x0, x1, x2, start, size, BLOCK: tl.constexpr):
+    _store(row, x0, start, size, BLOCK)
+    row += plane
+    _store(row, x1, start, size, BLOCK)
+    row += plane
+    _store(row, x2, start, size, BLOCK)
+
+
+@triton.jit
+def _load_background(row, pixels, start, LOGITS: tl.constexpr, BLOCK: tl.constexpr):
+    b0, b1, b2 = _load3(row, pixels, start, pixels, BLOCK)
+    if LOGITS:
+        b0, b1, b2 = _tanh(b0), _tanh(b1), _tanh(b2)
+    return b0, b1, b2
+
+
+@triton.jit
+def _load_frame(head, mask, n, t, frames, pixels, start, LOGITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Foreground and mask of one frame, activated."""
+    if LOGITS:
+        # Loaded flat and split in registers: a load of (BLOCK, 4) is 4 values wide, not 8.
+        row = head + (n * frames + t) * pixels * 4
+        quads = _load(row, 4 * start, 4 * pixels, 4 * BLOCK)
+        even, odd = tl.split(tl.reshape(quads, (BLOCK, 2, 2)))
+        f0, f2 = tl.split(even)
+        f1, m = tl.split(odd)
+        f0, f1, f2, m = _tanh(f0), _tanh(f1), _tanh(f2), _sigmoid(m)
+    else:
+        plane = frames.to(tl.int64) * pixels
+        f0, f1, f2 = _load3(head + (3 * n * frames + t) * pixels, plane, start, pixels, BLOCK)
+        m = _load(mask + (n * frames + t) * pixels, start, pixels, BLOCK)
+    return f0, f1, f2, m
+
+
+@triton.jit
+def _tanh(x):
+    # Exact to the rounding of 1, like the blend; near 0 not relatively.
+    return 1 - 2 / (1 + tl.exp2(x * 2.8853900817779268))  # 2 * log2(e)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp2(x * -1.4426950408889634))
+
+
+def aot_cases() -> list[AotCase]:
+    """Both kernels at the paper's sizes: batch 64, 32 frames of 64x64, bf16 logits."""
+    cases = []
+    for logits, video in ((True, "bf16"), (True, "fp32"), (False, "bf16")):
+        source = "logits" if logits else "streams"
+        types = {"head": "*bf16", "mask": "*bf16", "background": "*bf16", "video": f"*{video}"}
+        sizes = {"frames": "i32", "pixels": "i32"}
+        constants = {"LOGITS": logits, "BLOCK": BLOCK}
+        cases += [
+            AotCase(
+                f"blend forward, {source}, {video} video",
+                _forward,
+                types | {"partials": "*fp32"} | sizes,
+                constants | {"FRAMES": FRAMES},
+                WARPS,
+                1,
+                "elementwise",
+                odd=("frames",),
+            ),
+            AotCase(
+                f"blend backward, {source}, {video} video",
+                _backward,
+                {"dvideo": f"*{video}", "dmean": "*fp32"}
+                | {name: kind for name, kind in types.items() if name != "video"}
+                | {"dhead": "*bf16", "dmask": "*bf16", "dbackground": "*bf16"}
+                | sizes
+                | {"share": "fp32"},
+                constants,
+                WARPS,
+                1,
+                "elementwise",
+                odd=("frames",),
+            ),
+        ]
+    cases.append(
+        AotCase(
+            "blend, mean of the mask",
+            _mean,
+            {"partials": "*fp32", "mean": "*fp32", "count": "i32", "elements": "i32"},
+            {"BLOCK": SUMS},
+            4,
+            1,
+            "small",
+            odd=("count", "elements"),
+        )
+    )
+    return cases

@@ -1,0 +1,5 @@
+"""Batch norm and (leaky) ReLU in one op."""
+
+from .api import norm_act
+
+__all__ = ["norm_act"]
