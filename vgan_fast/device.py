@@ -6,6 +6,7 @@ import os
 import torch
 
 from vgan_fast.errors import UserError
+from vgan_fast.kernels.dispatch import kernels_run_on
 from vgan_fast.settings import Settings
 
 
@@ -36,9 +37,11 @@ def resolved(settings: Settings) -> Settings:
     fp32. The reference backend is fp32.
 
     Raises:
-        UserError: for a device that is not there.
+        UserError: for a device that is not there, or that does not run the backend's kernels.
     """
     device = find_device(settings.device)
+    if settings.backend == "fused" and not kernels_run_on(device):
+        raise UserError("--backend fused: its kernels need a GPU; use --backend auto on a CPU")
     precision = settings.precision
     if precision == "auto":
         bf16 = settings.backend != "reference" and _multiplies_bf16(device)

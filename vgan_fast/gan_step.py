@@ -2,11 +2,14 @@
 
 import contextlib
 import copy
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from vgan_fast import fused, models
+from vgan_fast.kernels.frames import frames_to_cells
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.losses import discriminator_loss, generator_loss
 from vgan_fast.models import Discriminator, OneStreamGenerator, TwoStreamGenerator
@@ -21,7 +24,8 @@ class GANStep:
     of its own step (real, then generated) update its own, and its pass in the generator's step
     does not. Each pass is normalised by the statistics of its own batch.
 
-    The reference backend is the plain loop: contiguous, nothing frozen. Otherwise clips and the 3D
+    The reference backend is the plain loop: contiguous, nothing frozen. The fused backend runs
+    `vgan_fast.fused`'s networks and takes real clips as cells. Otherwise clips and the 3D
     layers' weights are stored channels-last, optimisers are fused, and the discriminator's weights
     get no gradient in the generator's step, where nobody reads it.
 
@@ -34,10 +38,11 @@ class GANStep:
     def __init__(self, settings: Settings):
         self.settings, self.device = settings, torch.device(settings.device)
         self.plain = settings.backend == "reference"
+        self.fused = settings.backend == "fused"
         device = self.device
         torch.manual_seed(settings.seed)
         self.generator = build_generator(settings).to(device)
-        self.discriminator = Discriminator(settings.shape, int(settings.logits)).to(device)
+        self.discriminator = build_discriminator(settings).to(device)
         if not self.plain:
             for network in (self.generator, self.discriminator):
                 _store_channels_last(network)
@@ -63,7 +68,11 @@ class GANStep:
             `d` (their half-sum, as the original prints), `g` (the generator's adversarial term),
             and for two streams `mask` (the mask's mean).
         """
-        real = normalise_frames(frames)
+        if self.fused:
+            dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+            real = frames_to_cells(frames, dtype=dtype, impl="triton")
+        else:
+            real = normalise_frames(frames)
         if self.plain:
             real = real.contiguous()
         with self._autocast():
@@ -82,7 +91,8 @@ class GANStep:
     def _fresh_schedule(self, real: Tensor, fake: Tensor, mask_mean: Tensor | None):
         loss = self.settings.loss
         with self._autocast():
-            real_logits = self.discriminator(real)
+            score_real = self.discriminator.score_cells if self.fused else self.discriminator
+            real_logits = score_real(real)
             fake_logits = self.discriminator(fake.detach())
         d_real, d_fake = discriminator_loss(loss, real_logits, fake_logits)
         self._update("discriminator", d_real + d_fake)
@@ -176,9 +186,20 @@ class GANStep:
 
 def build_generator(settings: Settings) -> OneStreamGenerator | TwoStreamGenerator:
     """The generator that the settings describe, freshly initialised, on the CPU."""
+    networks, options = _networks(settings)
     if settings.model == "one-stream":
-        return OneStreamGenerator(settings.shape)
-    return TwoStreamGenerator(settings.shape, settings.mask_bias)
+        return networks.OneStreamGenerator(settings.shape, **options)
+    return networks.TwoStreamGenerator(settings.shape, settings.mask_bias, **options)
+
+
+def build_discriminator(settings: Settings) -> Discriminator:
+    """The discriminator that the settings describe, freshly initialised, on the CPU."""
+    networks, options = _networks(settings)
+    return networks.Discriminator(settings.shape, int(settings.logits), **options)
+
+
+def _networks(settings: Settings) -> tuple[ModuleType, dict]:
+    return (fused, {"impl": "triton"}) if settings.backend == "fused" else (models, {})
 
 
 @torch.no_grad()

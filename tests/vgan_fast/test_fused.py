@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from vgan_fast import fused, models
+from vgan_fast.gan_step import GANStep
 from vgan_fast.kernels import dispatch
 from vgan_fast.kernels.frames import frames_to_cells
+from vgan_fast.settings import Settings
 from vgan_fast.shape import ClipShape
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,6 +138,44 @@ def test_frozen_statistics_stay_and_a_cumulative_average_is_one():
         assert a.num_batches_tracked == b.num_batches_tracked == 2
         torch.testing.assert_close(a.running_mean, b.running_mean)
         torch.testing.assert_close(a.running_var, b.running_var)
+
+
+@pytest.mark.parametrize("model", ["two-stream", "one-stream"])
+def test_training_steps_are_those_of_the_reference(model):
+    """Three steps in fp32: losses, then weights. Adam turns rounding into steps of its own size."""
+    sizes = dict(frames=8, size=16, width=6, latent=5, batch_size=3, model=model, lr=1e-4)
+    if model == "one-stream":
+        sizes |= dict(mask_penalty=0.0)
+    frames = torch.randint(0, 256, (3, 8, 16, 16, 3), dtype=torch.uint8, device=DEVICE)
+    losses, weights = [], []
+    for backend in ("reference", "fused"):
+        settings = Settings(backend=backend, precision="fp32", device=DEVICE, **sizes)
+        step = GANStep(settings)
+        before = dispatch.launches.total()
+        losses.append([{k: float(v) for k, v in step(frames).items()} for _ in range(3)])
+        assert (dispatch.launches.total() > before) == (backend == "fused")
+        weights.append(
+            {f"{n} {k}": v for n, net in step.networks.items() for k, v in net.state_dict().items()}
+        )
+        assert step.sample(2)["video"].isfinite().all()
+    for ours, theirs in zip(*losses[::-1], strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+    for name, value in weights[0].items():
+        distance = (weights[1][name].double() - value.double()).abs().mean()
+        assert distance < 1e-4, name  # three steps of 1e-4 each way would be 6e-4
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_without_a_gpu_the_backend_is_refused():
+    code = "from vgan_fast.train import main; main(['--backend', 'fused', '--dry-run'])"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: --backend fused: its kernels need a GPU; use --backend auto on a CPU\n"
+    )
 
 
 def test_a_fused_network_compiles_whole_as_the_first_thing_in_a_process():

@@ -184,7 +184,6 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--batch-size", "1000000000"], "--batch-size"),
         (["--loss", "hinge", "--logits", "2"], "--loss hinge needs --logits 1"),
         (["--loss", "wasserstein"], "--loss"),
-        (["--backend", "fused"], "--backend fused"),
         (["--schedule", "original"], "--backend reference"),
         (["--backend", "reference", "--precision", "bf16"], "fp32 only"),
         (["--model", "one-stream", "--mask-bias", "-1"], "--model one-stream"),
