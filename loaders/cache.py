@@ -36,14 +36,16 @@ from .frames import Frames
 from .search import DECODED, Source
 
 # Part of every cache key: raise it when decode.py changes what it writes.
-FORMAT = 2
+FORMAT = 3
 MEMORY = 8 << 30  # bytes that one decoding process may take
 
 _Decode = Callable[[Path, Path, str, Settings], float | None]
 _log = logging.getLogger(__name__)
 
 # What is tried on a source, in this order, until one of them reads it.
-_DECODERS = {"video": ("OpenCV", "PyAV"), "images": ("Pillow",)}
+# OpenCV after PyAV: it hands out memory that nobody wrote where frames are interlaced, and colours
+# of its own where they are HDR or of a wide gamut.
+_DECODERS = {"video": ("PyAV", "OpenCV"), "images": ("Pillow",)}
 # A set that NVDEC fails on so much more often than not is left to the others.
 _NVDEC_FAILURES = 3
 _MOST_THREADS = 16  # of a decoder, FFmpeg's own bound: each holds frames
@@ -100,8 +102,8 @@ def decode_videos(
 
     Sources are of the kinds "video" and "images". One that this cache already holds (same path,
     size, time of change, `short_side` and `fps`; of a folder, the same of each image) is not
-    decoded again. The others are decoded in `workers` processes: a video by OpenCV, and by PyAV
-    where OpenCV fails, gets nothing, crashes, takes longer than `limit(its bytes)` seconds or more
+    decoded again. The others are decoded in `workers` processes: a video by PyAV, and by OpenCV
+    where PyAV fails, gets nothing, crashes, takes longer than `limit(its bytes)` seconds or more
     than `memory` bytes; on `device` "cuda" or "cuda:1", by NVDEC before them. Such a failure costs
     itself only. Frames appear in the cache complete or not at all, and processes that share a
     cache take turns in filling it.
@@ -290,7 +292,7 @@ def _decode_within(
     resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
     try:
         return decode(source, target, decoder, settings)
-    except MemoryError:
+    except (MemoryError, ImportError):  # the second where a library finds no room
         raise UndecodableError(f"{decoder} needs over {memory / 2**30:.3g} GiB of memory") from None
 
 

@@ -114,8 +114,10 @@ def frames_by_pyav(source: Path, settings: Settings) -> Iterator[Picture]:
             check_size(stream.height, stream.width)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = settings.threads
+            timeless = container.format.name == "avi"  # where B-frames are, its stamps are guesses
             for frame in container.decode(stream):
-                yield picture_by_pyav(stream, frame)
+                picture = picture_by_pyav(stream, frame)
+                yield picture._replace(time=None) if timeless else picture
                 yielded = True
     except (UndecodableError, MemoryError):
         raise

@@ -33,9 +33,8 @@ LISTED = 40  # files printed one by one
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    default="paper",
-    show_default=True,
-    help="values of the options not given, as in training",
+    help="values of the options not given, as in training  [default: paper on a GPU, short on a "
+    "CPU]; but batches of 8 and no cache",
 )
 @click.option(
     "--out",
@@ -47,16 +46,20 @@ LISTED = 40  # files printed one by one
 @click.option(
     "--batches", type=click.IntRange(1, 100), default=1, show_default=True, help="batches on it"
 )
-def main(data: str, preset: str, out: Path, batches: int, **given) -> int:
+def main(data: str, preset: str | None, out: Path, batches: int, **given) -> int:
     """Print what DATA holds and draw batches as the network would see them."""
     import torch
 
     from vgan_fast.data import open_data
-    from vgan_fast.device import resolved
+    from vgan_fast.device import default_preset, resolved
     from vgan_fast.pictures import film_strip, write_picture
 
     if out.suffix != ".png":
         raise UserError(f"--out {out}: must end in .png")
+    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
+        raise UserError(
+            f"--out {out}: lies in {data} and would be taken for a strip; choose another"
+        )
     if data == "synthetic":
         raise UserError("synthetic clips are no files; name some")
     # A cache would be filled for a handful of clips.
@@ -65,6 +68,7 @@ def main(data: str, preset: str, out: Path, batches: int, **given) -> int:
         "cache": "none",
         **{name: value for name, value in given.items() if value is not None},
     }
+    preset = preset or default_preset(given.get("device", "auto"))
     settings = resolved(Settings.chosen(preset, {"data": data, **given}))
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -150,9 +150,13 @@ def _refuse_two_families(data: Path, sources: list[Source]) -> None:
         for strips in (False, True)
     ]
     if all(families):
+        strips = [source for source in sources if source.kind in _STRIP_KINDS]
+        frames = [source for source in sources if source.kind not in _STRIP_KINDS]
+        odd = min(frames, strips, key=len)[0].path
         raise UserError(
             f"{data}: holds {families[0]} and {families[1]}; name those of one kind in a list"
-            " file and give that (images beside other files count as strips)"
+            " file and give that (images beside other files count as strips); the first of the"
+            f" fewer is {odd}"
         )
 
 

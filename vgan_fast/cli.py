@@ -29,6 +29,9 @@ class Program(click.Command):
         except click.ClickException as error:
             print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             status = 2
+        except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
+            print("error: interrupted", file=sys.stderr)
+            status = 130
         except (MemoryError, RuntimeError) as error:
             # PyTorch's CPU allocator raises a plain RuntimeError.
             lacking = ("out of memory", "allocate memory", "enough memory")
@@ -36,9 +39,6 @@ class Program(click.Command):
                 raise
             print("error: out of memory: lower --batch-size, --width or --size", file=sys.stderr)
             status = 2
-        except (click.Abort, KeyboardInterrupt):
-            print("error: interrupted", file=sys.stderr)
-            status = 130
         sys.exit(status)
 
 

@@ -74,6 +74,8 @@ def main(
         out = out or _free_run(settings)
         if list_checkpoints(out):
             raise UserError(f"{out}: already holds a run; add --resume or choose another --out")
+    if out.resolve() == Path(settings.data).resolve():
+        raise UserError(f"--out {out}: holds the data; choose another folder")
     configure(settings)
     if dry_run:
         print(_described(settings, GANStep(settings)), describe_data(settings, out), sep="\n")

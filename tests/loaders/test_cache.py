@@ -82,11 +82,11 @@ def test_fps_and_short_side_reach_the_decoder(tmp_path):
 @pytest.mark.parametrize(
     ("stub", "reason"),
     [
-        (loader_stubs.crashes, "OpenCV crashed (SIGSEGV); PyAV crashed (SIGSEGV)"),
-        (loader_stubs.hangs, "OpenCV hung: stopped after 3 s; PyAV hung: stopped after 3 s"),
+        (loader_stubs.crashes, "PyAV crashed (SIGSEGV); OpenCV crashed (SIGSEGV)"),
+        (loader_stubs.hangs, "PyAV hung: stopped after 3 s; OpenCV hung: stopped after 3 s"),
         (
             loader_stubs.takes_all_memory,
-            "OpenCV needs over 2 GiB of memory; PyAV needs over 2 GiB of memory",
+            "PyAV needs over 2 GiB of memory; OpenCV needs over 2 GiB of memory",
         ),
         (
             loader_stubs.never_ends,

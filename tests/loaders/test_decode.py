@@ -385,7 +385,7 @@ def fail_after(monkeypatch, source, frames, error) -> None:
 
     class Failing:
         def __init__(self, container):
-            self.streams = container.streams
+            self.streams, self.format = container.streams, container.format
             self.container = container
 
         def __enter__(self):

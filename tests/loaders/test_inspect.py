@@ -76,6 +76,14 @@ def test_the_sheet_shows_clips_as_the_network_sees_them(tmp_path, monkeypatch):
     assert np.abs(iio.imread("b.png").astype(int) - sheet).mean() > 10
 
 
+def test_the_sheet_must_not_become_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_strip(tmp_path / "a.jpg", 8)
+    assert run(".", "--frames", 8, "--size", 32, "--device", "cpu") == 2
+    assert "lies in . and would be taken for a strip" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
 def test_large_sets_are_summed_up(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number in range(inspect.LISTED + 1):

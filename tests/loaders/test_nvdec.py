@@ -17,7 +17,7 @@ CPU = Settings(short_side=64, fps=None)
 CODECS = {
     "vp9": ("a.webm", "libvpx-vp9", "yuv420p"),
     "vp8": ("a.mkv", "libvpx", "yuv420p"),
-    "mjpeg": ("a.avi", "mjpeg", "yuvj420p"),
+    "mjpeg": ("a.mkv", "mjpeg", "yuvj420p"),
 }
 TIMES = [0, 40, 80, 160, 200, 360, 400, 440]  # milliseconds
 
@@ -59,7 +59,7 @@ def test_scaling_down_averages(tmp_path):
     """Of stripes one pixel wide, picking pixels would leave black or white."""
     stripes = np.zeros((128, 128, 3), np.uint8)
     stripes[:, ::2] = 255
-    path = tmp_path / "a.avi"
+    path = tmp_path / "a.mkv"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (128, 128))
     writer.write(stripes)
     writer.release()

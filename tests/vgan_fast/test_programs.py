@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import click
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -281,6 +282,22 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(
     assert named in error
     assert "not finite" in error
     assert not list_checkpoints(tmp_path / "nan")
+
+
+def test_the_data_s_folder_is_no_place_for_a_run(tmp_path, capsys):
+    assert run(train.main, *TINY, "--data", tmp_path, "--out", tmp_path) == 2
+    assert "holds the data; choose another folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, click.Abort])
+def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch, capsys, error):
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr("vgan_fast.gan_step.GANStep.__init__", interrupted)
+    assert run(train.main, *TINY, "--out", tmp_path / "o") == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
 def test_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
