@@ -293,7 +293,9 @@ def _decode_within(
     try:
         return decode(source, target, decoder, settings)
     except (MemoryError, ImportError):  # the second where a library finds no room
-        raise UndecodableError(f"{decoder} needs over {memory / 2**30:.3g} GiB of memory") from None
+        pass
+    # Out here, for the error at hand would hold on to that memory and starve the next file.
+    raise UndecodableError(f"{decoder} needs over {memory / 2**30:.3g} GiB of memory")
 
 
 def _check_that_processes_start() -> None:
