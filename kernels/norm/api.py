@@ -102,38 +102,14 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_channels_last(x))
 
 
-# Triton is imported only when a kernel is to run.
-def _forward_kernel(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    from . import triton_impl
-
-    return triton_impl.forward(*arguments)
-
-
-def _apply_kernel(*arguments) -> Tensor:
-    from . import triton_impl
-
-    return triton_impl.apply(*arguments)
-
-
-def _backward_kernel(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    from . import triton_impl
-
-    return triton_impl.backward(*arguments)
-
-
-def _track_kernel(*arguments) -> None:
-    from . import triton_impl
-
-    triton_impl.track(*arguments)
-
-
 @torch.library.custom_op("vgan_fast::norm_act_train", mutates_args=())
 def _train(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and the batch's mean and biased variance (not differentiable)."""
     arguments = x, weight, bias, eps, slope
-    return dispatch.run("norm_act_forward", impl, _forward_kernel, reference.forward, *arguments)
+    launcher = dispatch.launcher(__package__, "forward")
+    return dispatch.run("norm_act_forward", impl, launcher, reference.forward, *arguments)
 
 
 @_train.register_fake
@@ -154,7 +130,8 @@ def _evaluate(
 ) -> Tensor:
     """y with given statistics (not differentiable)."""
     arguments = x, mean, variance, weight, bias, eps, slope
-    return dispatch.run("norm_act_apply", impl, _apply_kernel, reference.apply, *arguments)
+    launcher = dispatch.launcher(__package__, "apply")
+    return dispatch.run("norm_act_apply", impl, launcher, reference.apply, *arguments)
 
 
 @_evaluate.register_fake
@@ -177,7 +154,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     arguments = dy, x, mean, variance, weight, bias, eps, slope, training
-    return dispatch.run("norm_act_backward", impl, _backward_kernel, reference.backward, *arguments)
+    launcher = dispatch.launcher(__package__, "backward")
+    return dispatch.run("norm_act_backward", impl, launcher, reference.backward, *arguments)
 
 
 @_backward.register_fake
@@ -197,7 +175,8 @@ def _track(
 ) -> None:
     """Update the running statistics; apart from the forward op so that that one mutates nothing."""
     arguments = running_mean, running_var, mean, variance, rows, momentum
-    dispatch.run("norm_act_track", impl, _track_kernel, reference.track, *arguments)
+    launcher = dispatch.launcher(__package__, "track")
+    dispatch.run("norm_act_track", impl, launcher, reference.track, *arguments)
 
 
 def _gradients(ctx, dy: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,6 @@ from vgan_fast.loaders.decode import decode_source
 from vgan_fast.loaders.decoders import Settings, UndecodableError, frames_by_pyav
 from vgan_fast.loaders.nvdec import frames_by_nvdec
 
-pytest.importorskip("nvidia.dali")
 CPU = Settings(short_side=64, fps=None)
 CODECS = {
     "vp9": ("a.webm", "libvpx-vp9", "yuv420p"),
