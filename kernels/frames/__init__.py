@@ -1,5 +1,17 @@
 """Input pass: decoded frames to the tensors that the networks train on."""
 
-from .api import clip_to_cells, first_layer_weight, frames_to_cells, normalise_frames
+from .api import (
+    clip_to_cells,
+    first_layer_weight,
+    frames_to_cells,
+    normalise_frames,
+    pair_to_cells,
+)
 
-__all__ = ["clip_to_cells", "first_layer_weight", "frames_to_cells", "normalise_frames"]
+__all__ = [
+    "clip_to_cells",
+    "first_layer_weight",
+    "frames_to_cells",
+    "normalise_frames",
+    "pair_to_cells",
+]

@@ -48,12 +48,11 @@ def frames_to_cells(
 ) -> Tensor:
     """Normalise frames and cut them into cells: both passes in one; no gradient.
 
-    The frames are read a byte at a time: the 6 bytes that a cell takes of a row start at odd
-    addresses. At batch 64 and 32x64x64 that is 25 MB read beside 76 MB of bf16 cells written, 16
-    bytes at a time.
+    At batch 64 and 32x64x64 it reads 25 MB and writes 76 MB of bf16 cells, 16 bytes at a time.
 
     Args:
-        frames: (N, T, H, W, 3) uint8 of any strides; T, H and W even.
+        frames: (N, T, H, W, 3) uint8; T, H and W even. Copied first where not contiguous, or W is
+            no multiple of 16.
         dtype: of the cells: fp32, fp16 or bf16.
         impl: see `vgan_fast.kernels.dispatch`.
 
@@ -77,13 +76,12 @@ def frames_to_cells(
 def clip_to_cells(clip: Tensor, *, dtype: torch.dtype | None = None, impl: Impl = "auto") -> Tensor:
     """Cut a clip into cells, converting on the way. Differentiable once, in one pass.
 
-    The clip is read one value at a time, in order from cache lines that are used up: the pair of
-    pixels that a cell takes of a row straddles the aligned words. At batch 64, 32x64x64 and bf16
-    that is 50 MB read beside 76 MB of cells written 16 bytes at a time; backward, 76 MB read 8
-    bytes at a time (a pixel) beside 50 MB written 16 bytes at a time.
+    At batch 64, 32x64x64 and bf16 it reads 50 MB and writes 76 MB, and backward the other way.
+    Both move 16 bytes at a time where rows of W values are multiples of that, fewer elsewhere.
 
     Args:
-        clip: (N, 3, T, H, W), fp32, fp16 or bf16, of any strides; T, H and W even.
+        clip: (N, 3, T, H, W), fp32, fp16 or bf16; T, H and W even. Copied first where not
+            contiguous (planar).
         dtype: of the cells: fp32, fp16 or bf16; the clip's where None.
         impl: see `vgan_fast.kernels.dispatch`.
 
@@ -107,23 +105,54 @@ def clip_to_cells(clip: Tensor, *, dtype: torch.dtype | None = None, impl: Impl 
     return _clip_to_cells(clip, dtype, impl)
 
 
+def pair_to_cells(
+    frames: Tensor, clip: Tensor, *, dtype: torch.dtype | None = None, impl: Impl = "auto"
+) -> Tensor:
+    """`frames_to_cells` of frames and behind them `clip_to_cells` of a clip; no gradient.
+
+    Real and generated clips as one batch, written where they belong.
+
+    Args:
+        frames: (N, T, H, W, 3) uint8, as for `frames_to_cells`.
+        clip: (N, 3, T, H, W), fp32, fp16 or bf16, as for `clip_to_cells`.
+        dtype: of the cells: fp32, fp16 or bf16; the clip's where None.
+        impl: see `vgan_fast.kernels.dispatch`.
+
+    Returns:
+        (2N, 32, T/2+1, H/2+1, W/2+1), stored channels-last.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as the two; ValueError where their shapes differ.
+    """
+    _check_frames(frames)
+    _check_even("frames", frames, frames.shape[1:4])
+    n, *sizes, _ = frames.shape
+    dispatch.check_tensor("clip", clip, (n, 3, *sizes), frames.device)
+    dtype = clip.dtype if dtype is None else dtype
+    _check_dtype("the cells' dtype", dtype)
+    dispatch.check_impl(impl)
+    return _pair_to_cells(frames, clip.detach(), dtype, impl)
+
+
 def first_layer_weight(weight: Tensor) -> Tensor:
     """Rearrange a first layer's weight for cells; plain differentiable PyTorch.
 
     Args:
-        weight: (C, 3, 4, 4, 4), any dtype, of a convolution with stride 2 and padding 1.
+        weight: (C, 3, 4, 4, 4), or with 4 for 3, any dtype, of a convolution with stride 2 and
+            padding 1.
 
     Returns:
-        (C, 32, 2, 2, 2) for a convolution of cells with stride 1 and no padding; zero for
-        channel 3.
+        (C, 32, 2, 2, 2) for a convolution of cells with stride 1 and no padding; zero for a
+        channel 3 that the weight has not.
 
     Raises:
         ValueError: the weight has another shape.
     """
-    if weight.dim() != 5 or weight.shape[1:] != (3, 4, 4, 4):
-        raise ValueError(f"weight must be (C, 3, 4, 4, 4), got {tuple(weight.shape)}")
+    if weight.dim() != 5 or weight.shape[1] not in (3, 4) or weight.shape[2:] != (4, 4, 4):
+        raise ValueError(f"weight must be (C, 3 or 4, 4, 4, 4), got {tuple(weight.shape)}")
+    missing = 4 - weight.shape[1]
     # Tap k of an axis reads cell k // 2 of the two, pixel k % 2 in it.
-    taps = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 1)).view(-1, 4, 2, 2, 2, 2, 2, 2)
+    taps = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing)).view(-1, 4, 2, 2, 2, 2, 2, 2)
     return taps.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
 
 
@@ -164,6 +193,18 @@ def _frames_to_cells(frames: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
 @_frames_to_cells.register_fake
 def _(frames: Tensor, dtype: torch.dtype, impl: str):
     return _empty_cells(frames, *frames.shape[:4], dtype)
+
+
+@torch.library.custom_op("vgan_fast::pair_to_cells", mutates_args=())
+def _pair_to_cells(frames: Tensor, clip: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    launcher, twin = dispatch.launcher(__package__, "pair_to_cells"), reference.pair_to_cells
+    return dispatch.run("pair_to_cells_forward", impl, launcher, twin, frames, clip, dtype)
+
+
+@_pair_to_cells.register_fake
+def _(frames: Tensor, clip: Tensor, dtype: torch.dtype, impl: str):
+    n, *sizes, _ = frames.shape
+    return _empty_cells(frames, 2 * n, *sizes, dtype)
 
 
 @torch.library.custom_op("vgan_fast::clip_to_cells", mutates_args=())

@@ -21,6 +21,11 @@ def frames_to_cells(frames: Tensor, dtype: torch.dtype) -> Tensor:
     return clip_to_cells(normalise_frames(frames, dtype), dtype)
 
 
+def pair_to_cells(frames: Tensor, clip: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cells of the normalised frames, and behind them those of the clip."""
+    return torch.cat([frames_to_cells(frames, dtype), clip_to_cells(clip, dtype)])
+
+
 def clip_to_cells(clip: Tensor, dtype: torch.dtype) -> Tensor:
     """Gather (N, 3, T, H, W) into (N, 32, T/2+1, H/2+1, W/2+1), stored channels-last."""
     n, _, t, h, w = clip.shape

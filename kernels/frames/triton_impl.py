@@ -1,6 +1,14 @@
-"""The input pass in Triton: normalising, cutting into cells, and the cells' backward."""
+"""The input pass in Triton: normalising, cutting into cells, and the cells' backward.
+
+A program of the cells' kernels owns one row of cells, which four rows of pixels meet. Cells are cut
+one pixel off the words of 16 bytes that rows are made of, so the tile is turned by one pixel in
+registers between reading and writing. The last pixel comes round to the first cell's left, where
+nothing belongs, and is passed from there to the last cell, or the other way. So global accesses
+are of 16 bytes, where rows are multiples of that.
+"""
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,19 +18,14 @@ from ..aot import AotCase
 
 # Values a program: 16 a thread, so that the bytes are read 16 at a time.
 FLAT, FLAT_WARPS = 2048, 4
-# Slots a program, where a slot is what a cell takes of one row: 2 pixels of 4 values, the 16 bytes
-# (in 16 bits) that a thread writes at once.
-SLOTS, SLOT_WARPS = 512, 4
-# Pixels a program of the backward: 8 a thread, so that a plane's 16 bits are written 16 bytes at
-# a time.
-PIXELS, PIXEL_WARPS = 1024, 4
+# Pixels of each row for a warp: up to so many, one warp does all and turning needs no barrier.
+WARP_PIXELS, MAX_WARPS = 128, 16
 
 
 def normalise_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """Launch on contiguous frames."""
     dispatch.launches["normalise_frames_forward"] += 1
-    if frames.data_ptr() % 16:  # accesses would be narrow
-        frames = frames.clone()
+    frames = dispatch.aligned(frames)
     clip = torch.empty(frames.shape, dtype=dtype, device=frames.device)
     count = frames.numel()
     _normalise[(triton.cdiv(count, FLAT),)](
@@ -34,47 +37,75 @@ def normalise_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
 def frames_to_cells(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """Launch on frames of any strides."""
     dispatch.launches["frames_to_cells_forward"] += 1
-    return _launch_to_cells(frames.permute(0, 4, 1, 2, 3), dtype, normalise=True)
+    cells = _empty_cells(frames, *frames.shape[:4], dtype)
+    _launch_frames(frames, cells)
+    return cells
 
 
 def clip_to_cells(clip: Tensor, dtype: torch.dtype) -> Tensor:
     """Launch on a clip of any strides."""
     dispatch.launches["clip_to_cells_forward"] += 1
-    return _launch_to_cells(clip, dtype, normalise=False)
+    n, _, *sizes = clip.shape
+    cells = _empty_cells(clip, n, *sizes, dtype)
+    _launch_clip(clip, cells)
+    return cells
+
+
+def pair_to_cells(frames: Tensor, clip: Tensor, dtype: torch.dtype) -> Tensor:
+    """Launch on frames, and on a clip of the same sizes, both of any strides."""
+    dispatch.launches["pair_to_cells_forward"] += 1
+    n, _, *sizes = clip.shape
+    cells = _empty_cells(clip, 2 * n, *sizes, dtype)
+    _launch_frames(frames, cells[:n])
+    _launch_clip(clip, cells[n:])
+    return cells
 
 
 def clip_to_cells_backward(dcells: Tensor, dtype: torch.dtype) -> Tensor:
     """Launch on the gradient of cells, stored channels-last."""
     dispatch.launches["clip_to_cells_backward"] += 1
-    if dcells.data_ptr() % 16:  # accesses would be narrow
-        dcells = dcells.clone()
     n = dcells.shape[0]
     t, h, w = (2 * size - 2 for size in dcells.shape[2:])
     dclip = torch.empty(n, 3, t, h, w, dtype=dtype, device=dcells.device)
-    _from_cells[(n * triton.cdiv(t * h * w, PIXELS),)](
-        dcells, dclip, T=t, H=h, W=w, BLOCK=PIXELS, num_warps=PIXEL_WARPS, num_stages=1
+    _from_cells[_rows(dcells)](
+        dispatch.aligned(dcells), dclip, T=t, H=h, W=w, **_tile(w), num_stages=1
     )
     return dclip
 
 
-def _launch_to_cells(clip: Tensor, dtype: torch.dtype, normalise: bool) -> Tensor:
-    n, _, t, h, w = clip.shape
+def _empty_cells(like: Tensor, n: int, t: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
     shape = n, t // 2 + 1, h // 2 + 1, w // 2 + 1, 32
-    cells = torch.empty(shape, dtype=dtype, device=clip.device)
-    slots = 4 * cells[0, ..., 0].numel()
-    _to_cells[(n * triton.cdiv(slots, SLOTS),)](
-        clip,
-        cells,
-        *clip.stride(),
-        T=t,
-        H=h,
-        W=w,
-        NORMALISE=normalise,
-        BLOCK=SLOTS,
-        num_warps=SLOT_WARPS,
-        num_stages=1,
+    return torch.empty(shape, dtype=dtype, device=like.device).permute(0, 4, 1, 2, 3)
+
+
+def _launch_frames(frames: Tensor, cells: Tensor) -> None:
+    t, h, w = frames.shape[1:4]
+    if w % 16:  # rows are read as whole words of 16 bytes
+        frames = F.pad(frames, (0, 0, 0, -w % 16))
+    frames = dispatch.aligned(frames.contiguous())
+    room = frames.shape[3]
+    _frames_to_cells[_rows(cells)](
+        frames, cells, T=t, H=h, W=w, ROOM=room, **_tile(room), num_stages=1
     )
-    return cells.permute(0, 4, 1, 2, 3)
+
+
+def _launch_clip(clip: Tensor, cells: Tensor) -> None:
+    t, h, w = clip.shape[2:]
+    _clip_to_cells[_rows(cells)](
+        dispatch.aligned(clip.contiguous()), cells, T=t, H=h, W=w, **_tile(w), num_stages=1
+    )
+
+
+def _rows(cells: Tensor) -> tuple[int]:
+    """One program for each row of cells."""
+    n, _, t, h, _ = cells.shape
+    return (n * t * h,)
+
+
+def _tile(width: int) -> dict[str, int]:
+    """Pairs of pixels along a row that a tile has room for, a power of two, and its warps."""
+    pixels = triton.next_power_of_2(width)
+    return {"PAIRS": pixels // 2, "num_warps": min(max(pixels // WARP_PIXELS, 1), MAX_WARPS)}
 
 
 # The count keeps its specialisation: unless it is known to be a multiple of 16, accesses are
@@ -95,85 +126,121 @@ def _normalise(
 
 # Sizes are constants, as a run has one or two of them: what is divided by them costs little.
 @triton.jit
-def _to_cells(
-    clip,  # (N, 3, T, H, W) of the strides that follow
+def _frames_to_cells(
+    frames,  # (N, T, H, ROOM, 3) uint8, ROOM a multiple of 16 and at least W
     cells,  # (N, T/2+1, H/2+1, W/2+1, 2 * 2, 2, 4), written
-    stride_n,
-    stride_c,
-    stride_t,
-    stride_h,
-    stride_w,
     T: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
-    NORMALISE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROOM: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
-    slots: tl.constexpr = (T // 2 + 1) * (H // 2 + 1) * (W // 2 + 1) * 4
-    blocks: tl.constexpr = (slots + BLOCK - 1) // BLOCK
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    first = tl.program_id(0) % blocks * BLOCK
-    slot = first + tl.arange(0, BLOCK)
-    cell = slot // 4
-    right = 2 * (cell % (W // 2 + 1))  # the left pixel's x is one less
-    y = 2 * (cell // (W // 2 + 1) % (H // 2 + 1)) - 1 + slot % 2
-    t = 2 * (cell // ((W // 2 + 1) * (H // 2 + 1))) - 1 + slot // 2 % 2
+    n, t, y, inside = _lines(T, H)
+    words: tl.constexpr = ROOM * 3 // 4  # of 4 bytes, in a row
+    line = ((n * T + t) * H + y) * words
+    at = tl.arange(0, 2 * PAIRS)
+    row = tl.load(
+        frames.to(tl.pointer_type(tl.int32), bitcast=True) + line[:, None] + at[None, :],
+        mask=inside[:, None] & (at < words)[None, :],
+        other=0,
+    )
+    # Turned by one pixel. The 3 bytes of pixel x begin in word 3x / 4 and may end in the next.
+    x = (at + 2 * PAIRS - 1) % (2 * PAIRS)
+    word = x * 3 // 4  # and the next are in the tile, of which rows take 3/4 at most
+    low = tl.gather(row, tl.broadcast_to(word[None, :], row.shape), 1)
+    high = tl.gather(row, tl.broadcast_to((word + 1)[None, :], row.shape), 1)
+    both = high.to(tl.uint64) << 32 | low.to(tl.uint32)
+    pixel = (both >> (x * 24 % 32)[None, :]).to(tl.int32)
+    # The fourth byte says where a pixel is, whose 0 means -1.
+    pixel = tl.where(inside[:, None] & (x < W)[None, :], pixel | -(1 << 24), 0)
 
-    row = clip + n * stride_n + t.to(tl.int64) * stride_t + y.to(tl.int64) * stride_h
-    row += right.to(tl.int64) * stride_w
-    in_row = (t >= 0) & (t < T) & (y >= 0) & (y < H)
-    has_left, has_right = in_row & (right > 0), in_row & (right < W)
-    c0 = _load_pair(row, stride_w, has_left, has_right, NORMALISE)
-    row += stride_c
-    c1 = _load_pair(row, stride_w, has_left, has_right, NORMALISE)
-    row += stride_c
-    c2 = _load_pair(row, stride_w, has_left, has_right, NORMALISE)
-    values = tl.join(tl.join(c0, c2), tl.join(c1, tl.zeros_like(c1)))  # (BLOCK, 2, 2, 2)
+    pixel = tl.permute(tl.reshape(pixel, (4, PAIRS, 2)), (1, 0, 2))[:, :, :, None]
+    c = tl.arange(0, 4)
+    slots = tl.where((pixel < 0) & (c < 3), _scaled(pixel >> 8 * c & 0xFF), 0.0)
+    _store_row(cells, slots, W, PAIRS)
 
-    at = 8 * first + tl.arange(0, 8 * BLOCK)
-    values = tl.reshape(values, (8 * BLOCK,)).to(cells.dtype.element_ty)
-    tl.store(cells + n * (8 * slots) + at, values, mask=at < 8 * slots)
+
+@triton.jit
+def _clip_to_cells(
+    clip,  # (N, 3, T, H, W)
+    cells,  # (N, T/2+1, H/2+1, W/2+1, 2 * 2, 2, 4), written
+    T: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    at, inside = _planes(T, H, W, PAIRS)
+    values = tl.load(clip + at, mask=inside, other=0.0).to(cells.dtype.element_ty)
+    even, odd = tl.split(tl.reshape(values, (4, 4, PAIRS, 2)))
+    # Turned by one pixel: the one before the even one is its pair's in the cell.
+    before = (tl.arange(0, PAIRS) + PAIRS - 1) % PAIRS
+    left = tl.gather(odd, tl.broadcast_to(before[None, None, :], odd.shape), 2)
+    _store_row(cells, tl.permute(tl.join(left, even), (2, 1, 3, 0)), W, PAIRS)
 
 
 @triton.jit
 def _from_cells(
-    dcells,  # (N, T/2+1, H/2+1, W/2+1, 2 * 2 * 2, 4)
+    dcells,  # (N, T/2+1, H/2+1, W/2+1, 2 * 2, 2, 4)
     dclip,  # (N, 3, T, H, W), written
     T: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
-    pixels: tl.constexpr = T * H * W
-    blocks: tl.constexpr = (pixels + BLOCK - 1) // BLOCK
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < pixels
-    # Coordinates with the border's pixel: halves are cells, remainders places in them.
-    x, y, t = pixel % W + 1, pixel // W % H + 1, pixel // (W * H) + 1
-    cell = (t // 2 * (H // 2 + 1) + y // 2) * (W // 2 + 1) + x // 2
-    place = (t % 2 * 2 + y % 2) * 2 + x % 2
-
-    dcells += n * ((T // 2 + 1) * (H // 2 + 1) * (W // 2 + 1) * 32)
-    at = (cell * 32 + place * 4)[:, None] + tl.arange(0, 4)[None, :]
-    quads = tl.load(dcells + at, mask=inside[:, None])
-    even, odd = tl.split(tl.reshape(quads, (BLOCK, 2, 2)))
-    c0, c2 = tl.split(even)
-    c1, _ = tl.split(odd)
-    dclip += n * (3 * pixels) + pixel
-    tl.store(dclip, c0.to(dclip.dtype.element_ty), mask=inside)
-    tl.store(dclip + pixels, c1.to(dclip.dtype.element_ty), mask=inside)
-    tl.store(dclip + 2 * pixels, c2.to(dclip.dtype.element_ty), mask=inside)
+    row, at, size, first_left = _cell_row(dcells, W, PAIRS)
+    slots = tl.load(row + at, mask=at < size)
+    last = tl.load(row + at + (size - 32), mask=at < 32)
+    slots = tl.where(first_left, last, slots)
+    slots = tl.reshape(slots.to(dclip.dtype.element_ty), (PAIRS, 4, 2, 4))
+    left, even = tl.split(tl.permute(slots, (3, 1, 0, 2)))
+    behind = (tl.arange(0, PAIRS) + 1) % PAIRS
+    odd = tl.gather(left, tl.broadcast_to(behind[None, None, :], left.shape), 2)
+    at, inside = _planes(T, H, W, PAIRS)
+    tl.store(dclip + at, tl.reshape(tl.join(even, odd), (4, 4, 2 * PAIRS)), mask=inside)
 
 
 @triton.jit
-def _load_pair(right, stride_w, has_left, has_right, NORMALISE: tl.constexpr):
-    """Two neighbouring pixels as (BLOCK, 2) fp32, zero outside the clip."""
-    a = tl.load(right - stride_w, mask=has_left, other=0)
-    b = tl.load(right, mask=has_right, other=0)
-    if NORMALISE:
-        a, b = tl.where(has_left, _scaled(a), 0.0), tl.where(has_right, _scaled(b), 0.0)
-    return tl.join(a.to(tl.float32), b.to(tl.float32))
+def _lines(T: tl.constexpr, H: tl.constexpr):
+    """Clip (int64), frame and row of the four lines of pixels that meet this program's cells.
+
+    Also, which of them lie inside the clip.
+    """
+    row = tl.program_id(0)
+    line = tl.arange(0, 4)
+    y = row % (H // 2 + 1) * 2 - 1 + line % 2
+    t = row // (H // 2 + 1) % (T // 2 + 1) * 2 - 1 + line // 2
+    n = (row // ((H // 2 + 1) * (T // 2 + 1))).to(tl.int64)
+    return n, t, y, (t >= 0) & (t < T) & (y >= 0) & (y < H)
+
+
+@triton.jit
+def _planes(T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAIRS: tl.constexpr):
+    """Offsets in a clip as (channel, line, pixel), and which are there: no fourth channel is."""
+    n, t, y, inside = _lines(T, H)
+    c = tl.arange(0, 4)
+    x = tl.arange(0, 2 * PAIRS)
+    line = ((n * 3 * T + t) * H + y) * W
+    at = (c * (T * H * W))[:, None, None] + line[None, :, None] + x[None, None, :]
+    return at, (c < 3)[:, None, None] & inside[None, :, None] & (x < W)[None, None, :]
+
+
+@triton.jit
+def _cell_row(cells, W: tl.constexpr, PAIRS: tl.constexpr):
+    """This program's cells: pointer, offsets of a tile, size, and the first cell's left pixels."""
+    size: tl.constexpr = (W // 2 + 1) * 32
+    at = tl.arange(0, PAIRS * 32)
+    return cells + tl.program_id(0).to(tl.int64) * size, at, size, (at < 32) & (at % 8 < 4)
+
+
+@triton.jit
+def _store_row(cells, slots, W: tl.constexpr, PAIRS: tl.constexpr):
+    """Write a row of cells, (PAIRS, 4 lines, 2 pixels, 4); those of the tile, and the last."""
+    row, at, size, first_left = _cell_row(cells, W, PAIRS)
+    slots = tl.reshape(slots, (PAIRS * 32,)).to(cells.dtype.element_ty)
+    tl.store(row + at, tl.where(first_left, 0.0, slots), mask=at < size)
+    if W == 2 * PAIRS:  # else the tile has room for it
+        last = tl.where(first_left, slots, 0.0)
+        tl.store(row + at + (size - 32), last, mask=at < 32)
 
 
 @triton.jit
@@ -182,57 +249,51 @@ def _scaled(grey):
 
 
 def aot_cases() -> list[AotCase]:
-    """Every kernel at the paper's sizes: batch 64, 32 frames of 64x64, to and from bf16."""
+    """Every kernel at the paper's sizes: 32 frames of 64x64, to and from bf16 and fp32.
+
+    Any batch runs the same code. fp16 differs from bf16 in the name of the conversion alone.
+    """
     sizes = {"T": 32, "H": 64, "W": 64}
-    planar = {"stride_n": "i32", "stride_c": "i32", "stride_t": "i32", "stride_h": "i32"}
-    clips = {
-        # Strides of 1 become constants at the launch.
-        "planar bf16": ("*bf16", planar, {"stride_w": 1}, ()),
-        "planar fp32": ("*fp32", planar, {"stride_w": 1}, ()),
-        "channels-last bf16": (
-            "*bf16",
-            {"stride_n": "i32", "stride_t": "i32", "stride_h": "i32", "stride_w": "i32"},
-            {"stride_c": 1},
-            ("stride_w",),
-        ),
-        "uint8 frames": (
-            "*u8",
-            {"stride_n": "i32", "stride_t": "i32", "stride_h": "i32", "stride_w": "i32"},
-            {"stride_c": 1},
-            ("stride_w",),
-        ),
-    }
-    cases = [
-        AotCase(
-            "normalise frames",
-            _normalise,
-            {"frames": "*u8", "clip": "*bf16", "count": "i32"},
-            {"BLOCK": FLAT},
-            FLAT_WARPS,
-            1,
-            "elementwise",
-        ),
-        AotCase(
-            "cells to clip",
-            _from_cells,
-            {"dcells": "*bf16", "dclip": "*bf16"},
-            sizes | {"BLOCK": PIXELS},
-            PIXEL_WARPS,
-            1,
-            "elementwise",
-        ),
-    ]
-    for name, (kind, strides, ones, odd) in clips.items():
-        cases.append(
+    tile = _tile(64)
+    warps = tile.pop("num_warps")
+
+    def case(name, kernel, signature, constants=None, **options):
+        constants = sizes | tile | (constants or {})
+        return AotCase(name, kernel, signature, constants, warps, 1, "elementwise", **options)
+
+    cases = []
+    for dtype in ("bf16", "fp32"):
+        value = f"*{dtype}"
+        cases += [
             AotCase(
-                f"cells of {name}",
-                _to_cells,
-                {"clip": kind, "cells": "*bf16"} | strides,
-                ones | sizes | {"NORMALISE": kind == "*u8", "BLOCK": SLOTS},
-                SLOT_WARPS,
+                f"normalise frames, {dtype}",
+                _normalise,
+                {"frames": "*u8", "clip": value, "count": "i32"},
+                {"BLOCK": FLAT},
+                FLAT_WARPS,
                 1,
                 "elementwise",
-                odd=odd,
-            )
-        )
+            ),
+            case(
+                f"frames to cells, {dtype}",
+                _frames_to_cells,
+                {"frames": "*u8", "cells": value},
+                {"ROOM": 64},
+            ),
+        ]
+    for source, result in (("bf16", "bf16"), ("fp32", "fp32"), ("fp32", "bf16")):
+        # Of the last cell backward takes the left pixels alone: 8 bytes of bf16.
+        cases += [
+            case(
+                f"clip to cells, {source} to {result}",
+                _clip_to_cells,
+                {"clip": f"*{source}", "cells": f"*{result}"},
+            ),
+            case(
+                f"cells to clip, {result} to {source}",
+                _from_cells,
+                {"dcells": f"*{result}", "dclip": f"*{source}"},
+                narrow={8: 1} if result == "bf16" else {},
+            ),
+        ]
     return cases

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vgan_fast.kernels.aot import SHARED, AotCase, Compiled, complaints
+from vgan_fast.kernels.aot import SHARED, AotCase, Compiled, _parse, complaints
 
 # Compiled, not interpreted.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -23,52 +23,139 @@ def aot(*arguments) -> subprocess.CompletedProcess:
     )
 
 
-def test_every_kernel_compiles_for_every_target(tmp_path):
-    ended = aot("--json", tmp_path / "report.json")
+def compiles(path, targets, *parts) -> set[str]:
+    """Names of the kernels, all of which compile for all of the targets and are not refused."""
+    options = [word for target in targets for word in ("--arch", target)]
+    options += [word for part in parts for word in ("--kernel", part)]
+    ended = aot("--json", path, *options)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     assert "REFUSED" not in ended.stdout
-    rows = json.loads((tmp_path / "report.json").read_text())
+    rows = json.loads(path.read_text())
     kernels = {row["kernel"] for row in rows}
     assert {(row["kernel"], row["target"]) for row in rows} == {
-        (kernel, target) for kernel in kernels for target in SHARED
+        (kernel, target) for kernel in kernels for target in targets
     }
-    assert {name.split()[0] for name in kernels} >= {"blend", "cells", "head", "norm_act"}
     assert all(row["spilled"] == 0 < row["registers"] for row in rows)
     assert len(ended.stdout.splitlines()) == 1 + len(rows)
+    return kernels
 
 
-def case(kind: str) -> AotCase:
-    return AotCase("a kernel", None, {}, {}, 4, 2, kind)
+def test_every_kernel_compiles(tmp_path):
+    """Each in bf16 for every target, the others for one; all for all in the slow test."""
+    kernels = compiles(tmp_path / "report.json", ["sm_90"])
+    for dtype in ("bf16", "fp32"):
+        ops = {name.split()[0] for name in kernels if dtype in name}
+        assert ops >= {"blend", "normalise", "frames", "clip", "cells", "head", "norm_act", "batch"}
+    in_bf16 = compiles(tmp_path / "bf16.json", [x for x in SHARED if x != "sm_90"], "bf16")
+    assert in_bf16 == {name for name in kernels if "bf16" in name}
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_every_target(tmp_path):
+    compiles(tmp_path / "report.json", list(SHARED))
+
+
+def test_a_name_that_no_kernel_has():
+    ended = aot("--kernel", "blond")
+    assert ended.returncode == 2
+    assert "no kernel has blond in its name" in ended.stderr
+
+
+def case(kind: str, **options) -> AotCase:
+    return AotCase("a kernel", None, {}, {}, 4, 2, kind, **options)
+
+
+# KiB that a block may have: CUDA C++ programming guide, technical specifications.
+ROOM = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 
 
 @pytest.mark.parametrize(
     ("kind", "compiled", "complaint"),
     [
         ("small", Compiled(32, 3, 0, 0, {4: 2}), "3 spilling instructions"),
-        ("small", Compiled(32, 0, 100 << 10, 0, {4: 2}), "102400 bytes of shared memory"),
         ("matmul", Compiled(32, 0, 0, 0, {16: 2}), "no tensor-core instruction"),
-        ("elementwise", Compiled(32, 0, 0, 0, {8: 2}), "no 16-byte access"),
+        ("elementwise", Compiled(32, 0, 0, 0, {}), "no 16-byte access"),
+        ("elementwise", Compiled(32, 0, 0, 0, {1: 1, 16: 9}), "1 accesses of 1 bytes, 0 are"),
+        ("elementwise", Compiled(32, 0, 0, 0, {4: 3, 16: 9}), "3 accesses of 4 bytes, 2 are"),
+        ("elementwise", Compiled(32, 0, 0, 0, {8: 2, 32: 9}), "2 accesses of 8 bytes, 1 are"),
     ],
-    ids=["spills", "shared memory", "no tensor cores", "narrow"],
+    ids=["spills", "no tensor cores", "none", "narrow", "one more than expected", "and by size"],
 )
 def test_what_is_refused(kind, compiled, complaint):
-    (found,) = complaints(case(kind), "sm_86", compiled)
+    (found,) = complaints(case(kind, narrow={4: 2, 8: 1}), "sm_86", compiled)
     assert found.startswith(complaint)
 
 
-def test_what_is_not():
+def test_narrow_accesses_alone_are_refused_however_many_are_expected():
+    found = complaints(case("elementwise", narrow={4: 2}), "sm_90", Compiled(9, 0, 0, 0, {4: 2}))
+    assert found == ["no 16-byte access"]
+    assert len(complaints(case("elementwise"), "sm_90", Compiled(9, 0, 0, 0, {1: 1, 4: 1}))) == 3
+
+
+def test_more_shared_memory_than_there_is_is_refused():
+    assert ROOM.keys() == SHARED.keys()
+    for arch, kib in ROOM.items():
+        full, more = (Compiled(32, 0, (kib << 10) + rest, 0, {}) for rest in (0, 1))
+        assert complaints(case("small"), arch, full) == []
+        (found,) = complaints(case("small"), arch, more)
+        assert found == f"{(kib << 10) + 1} bytes of shared memory, {kib << 10} are there"
+
+
+def test_what_is_not_refused():
     for kind in ("small", "matmul", "elementwise"):
         assert complaints(case(kind), "sm_86", Compiled(255, 0, 99 << 10, 4, {16: 2})) == []
-    assert complaints(case("small"), "sm_90", Compiled(32, 0, 100 << 10, 0, {4: 1})) == []
+    assert complaints(case("small"), "sm_90", Compiled(32, 0, 0, 0, {1: 1000})) == []
+    narrow = case("elementwise", narrow={4: 2})
+    for accesses in ({4: 2, 16: 1}, {4: 1, 32: 1}, {16: 1}):
+        assert complaints(narrow, "sm_90", Compiled(32, 0, 0, 0, accesses)) == []
+
+
+@pytest.mark.parametrize(
+    ("opcode", "what"),
+    [
+        ("LDL.64", {"spilled": 1}),
+        ("STL", {"spilled": 1}),
+        ("HMMA.16816.F32.BF16", {"tensor_core_instructions": 1}),
+        ("HGMMA.64x64x16.F32.BF16", {"tensor_core_instructions": 1}),
+        ("UTCHMMA", {"tensor_core_instructions": 1}),
+        ("LDG.E.ENL2.256", {"accesses": {32: 1}}),
+        ("LDG.E.128.CONSTANT", {"accesses": {16: 1}}),
+        ("STG.E.64", {"accesses": {8: 1}}),
+        ("LDG.E", {"accesses": {4: 1}}),
+        ("STG.E.U16", {"accesses": {2: 1}}),
+        ("LDG.E.S16", {"accesses": {2: 1}}),
+        ("LDG.E.U8", {"accesses": {1: 1}}),
+        ("LDG.E.S8", {"accesses": {1: 1}}),
+        ("LDGSTS.E.BYPASS.128", {"accesses": {16: 1}}),
+        ("LDS.128", {}),
+        ("STS.U8", {}),
+        ("LDC.64", {}),
+        ("FFMA", {}),
+    ],
+)
+def test_what_an_instruction_is_counted_as(opcode, what):
+    expected = {"spilled": 0, "tensor_core_instructions": 0, "accesses": {}} | what
+    for guard in ("", "@P0 ", "@!P2 ", "@!UPT "):
+        sass = f"""
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/              {guard}{opcode} R2, [R4] ;
+        /*0020*/                   EXIT ;
+"""
+        found = _parse(" Function kernel:\n  REG:42 STACK:0 SHARED:0", sass, 7)
+        assert found == Compiled(registers=42, shared_bytes=7, **expected)
 
 
 def test_the_machine_code_is_read(tmp_path):
-    """A copy of 16 bytes a thread, a product on tensor cores, and one that must spill."""
+    """Copies of 16 and of 2 bytes a thread, products on tensor cores, and one that must spill."""
     script = tmp_path / "read.py"
     script.write_text("""
 import triton
 import triton.language as tl
 from vgan_fast.kernels.aot import AotCase, compile_case
+
+compile, codes = triton.compile, []
+triton.compile = lambda *xs, **options: codes.append(compile(*xs, **options)) or codes[-1]
 
 
 @triton.jit
@@ -84,23 +171,61 @@ def product(x, y, B: tl.constexpr):
     tl.store(y + o, tl.dot(a, a).to(tl.bfloat16))
 
 
-def show(kernel, signature, constants, warps):
-    case = AotCase("", kernel, signature, constants, warps, 2, "small")
-    for arch in ("sm_80", "sm_90", "sm_100"):
-        read = compile_case(case, arch)
-        print(arch, read.registers > 8, read.spilled > 0, read.tensor_core_instructions > 0,
-              max(read.accesses))
+@triton.jit
+def products(x, y, n, B: tl.constexpr):
+    o = tl.arange(0, B)[:, None] * B + tl.arange(0, B)[None, :]
+    total = tl.zeros((B, B), tl.float32)
+    for i in range(n):
+        a = tl.load(x + i * B * B + o)
+        total = tl.dot(a, a, total)
+    tl.store(y + o, total.to(tl.bfloat16))
+
+
+@triton.jit
+def multiply_and_add(x, y, n, B: tl.constexpr):
+    o = tl.arange(0, B)
+    a = tl.load(x + o).to(tl.float32)
+    tl.store(y + o, (a * n + a).to(tl.bfloat16))
 
 
 pointers = {"x": "*bf16", "y": "*bf16"}
-show(copy, {**pointers, "n": "i32"}, {"B": 1024}, 4)
-show(product, pointers, {"B": 64}, 4)
-show(product, pointers, {"B": 256}, 1)
+
+
+def read(kernel, constants, warps=4, stages=2, odd=(), arch="sm_90", n="i32"):
+    signature = {**pointers, "n": n} if "n" in kernel.arg_names else pointers
+    case = AotCase("", kernel, signature, constants, warps, stages, "small", odd)
+    return compile_case(case, arch)
+
+
+archs = ("sm_80", "sm_90", "sm_100")
+for kernel, size, warps in ((copy, 1024, 4), (product, 64, 4), (product, 128, 1)):
+    for arch in archs if warps > 1 else archs[:1]:
+        found = read(kernel, {"B": size}, warps, arch=arch)
+        print(arch, found.registers > 8, found.spilled > 0, found.tensor_core_instructions > 0,
+              max(found.accesses))
+print(read(copy, {"B": 1024}).accesses, "whole words")
+print(read(copy, {"B": 1024}, odd=("n",)).accesses, "single values")
+print(read(copy, {"B": 1024}, warps=1).accesses, "one warp")
+shared = [read(products, {"B": 64}, stages=stages, arch="sm_80").shared_bytes for stages in (1, 3)]
+print(shared[1] > shared[0])
+read(multiply_and_add, {"B": 1024}, n="fp32")
+print("fma.rn" in codes[-1].asm["ptx"])
 """)
     ended = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env=ENVIRONMENT, check=True
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"TRITON_DEFAULT_FP_FUSION": "0"},
+        check=True,
     )
     lines = [line.split() for line in ended.stdout.splitlines()]
     assert [line[1:] for line in lines[:3]] == [["True", "False", "False", "16"]] * 3
     assert [line[1:4] for line in lines[3:6]] == [["True", "False", "True"]] * 3
-    assert all(line[2] == "True" for line in lines[6:8])
+    assert lines[6][2] == "True"
+    assert ended.stdout.splitlines()[7:] == [
+        "{16: 2} whole words",
+        "{2: 16} single values",
+        "{16: 8} one warp",
+        "True",
+        "True",
+    ]
