@@ -43,8 +43,9 @@ def run(
     kernel: Callable[..., Result],
     twin: Callable[..., Result],
     *arguments,
+    **options,
 ) -> Result:
-    """Call `kernel` or `twin` with the arguments, the first of which is a tensor.
+    """Call `kernel` or `twin` with the arguments, the first a tensor or a list of them.
 
     "reference" calls the twin. "triton" calls the kernel and lets its errors through. "auto" calls
     the kernel on a GPU; one that fails there warns once, and its twin runs from then on.
@@ -52,29 +53,35 @@ def run(
     Raises:
         RuntimeError: "triton" was asked for where kernels do not run.
     """
-    device = arguments[0].device
+    first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+    device = first.device
     if impl == "triton":
         if not kernels_run_on(device):
             raise RuntimeError(
                 f"{name}: impl='triton' needs tensors on a GPU, got {device}; move them there or"
                 " use impl='auto'"
             )
-        return _on_its_device(kernel, arguments)
+        return _on(first, kernel, arguments, options)
     if impl == "auto" and device.type == "cuda" and name not in _broken:
         try:
-            return _on_its_device(kernel, arguments)
+            return _on(first, kernel, arguments, options)
+        # Not the kernel's fault, or nothing that its twin would survive.
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
         # Whatever compiling or launching raises; wrong arguments were refused before.
         except Exception as error:
             _broken.add(name)
             warnings.warn(f"{name}: its kernel failed ({error}); the reference runs", stacklevel=2)
-    return twin(*arguments)
+    # Dtypes are the wrapper's choice; autocast would make its own inside the twin.
+    with torch.autocast(device.type, enabled=False):
+        return twin(*arguments, **options)
 
 
-def launcher(package: str, name: str) -> Callable:
-    """The function `name` of the package's `triton_impl`; Triton is imported when it is called."""
+def launcher(package: str, name: str, module: str = "triton_impl") -> Callable:
+    """The function `name` of the package's module; Triton is imported when it is called."""
 
-    def launch(*arguments):
-        return getattr(import_module(f"{package}.triton_impl"), name)(*arguments)
+    def launch(*arguments, **options):
+        return getattr(import_module(f"{package}.{module}"), name)(*arguments, **options)
 
     return launch
 
@@ -112,7 +119,7 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def _on_its_device(kernel: Callable[..., Result], arguments: tuple) -> Result:
+def _on(tensor: Tensor, kernel: Callable[..., Result], arguments: tuple, options: dict) -> Result:
     # Triton launches on the current GPU, whatever the tensors' is.
-    with torch.cuda.device_of(arguments[0]):
-        return kernel(*arguments)
+    with torch.cuda.device_of(tensor):
+        return kernel(*arguments, **options)

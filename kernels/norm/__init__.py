@@ -1,5 +1,5 @@
-"""Batch norm and (leaky) ReLU in one op."""
+"""Batch norm and (leaky) ReLU, and the statistics that they take."""
 
-from .api import norm_act
+from .api import batch_norm_act, batch_statistics, norm_act, track_statistics
 
-__all__ = ["norm_act"]
+__all__ = ["batch_norm_act", "batch_statistics", "norm_act", "track_statistics"]
