@@ -19,7 +19,7 @@ setup(
     packages=[
         "vgan_fast",
         "vgan_fast.kernels",
-        *(f"vgan_fast.kernels.{op}" for op in ("blend", "frames", "head", "norm")),
+        *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),
         "vgan_fast.loaders",
     ],
     package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
@@ -35,6 +35,8 @@ setup(
         "pillow>=11,<14",
         "simplejpeg>=1.9,<2",
         "pebble>=5.1,<6",
+        "platformdirs>=4.3,<5",
+        "filelock>=3.16,<5",
         "click>=8.1,<9",
         "tqdm>=4.66,<5",
         "tensorboard>=2.18,<3",

@@ -44,6 +44,30 @@ def mask_blend_backward(
     return dhead, dbackground
 
 
+def mask_blend_backward_in_cells(
+    dvideo: Tensor, dmean: Tensor, head: Tensor, background: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the backward on logits, whose gradients it writes in cells; T, H and W even.
+
+    Returns:
+        The gradients of the logits, (N, 32, T/2+1, H/2+1, W/2+1) stored channels-last, laid out as
+        `vgan_fast.kernels.frames` describes, zero outside the clip; their sums over everything but
+        the channels, (4,) in float64; and the gradient of the background.
+    """
+    dispatch.launches["mask_blend_backward_in_cells"] += 1
+    n, _, *sizes = head.shape
+    assert not any(size % 2 for size in sizes), f"odd sizes {sizes}"
+    cells = torch.empty(
+        (n, *(size // 2 + 1 for size in sizes), 32), dtype=head.dtype, device=head.device
+    )
+    sums = torch.empty((_pixel_blocks(head), 4), dtype=torch.float32, device=head.device)
+    dbackground = torch.empty(background.shape, dtype=background.dtype, device=head.device)
+    _launch_backward(
+        dvideo, dmean, head, head, background, cells, cells, dbackground, logits=True, sums=sums
+    )
+    return cells.permute(0, 4, 1, 2, 3), sums.sum(0, dtype=torch.float64), dbackground
+
+
 def blend_backward(
     dvideo: Tensor, dmean: Tensor, foreground: Tensor, mask: Tensor, background: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,11 +105,16 @@ def _launch_forward(head, mask, background, dtype, logits):
     return video, mean
 
 
+def _pixel_blocks(clip: Tensor) -> int:
+    n, _, _, h, w = clip.shape
+    return n * triton.cdiv(h * w, BLOCK)
+
+
 def _launch_backward(
-    dvideo, dmean, head, mask, background, dhead, dmask, dbackground, logits
+    dvideo, dmean, head, mask, background, dhead, dmask, dbackground, logits, sums=None
 ) -> None:
     n, _, frames, h, w = dvideo.shape
-    _backward[(n * triton.cdiv(h * w, BLOCK),)](
+    _backward[(_pixel_blocks(dvideo),)](
         dispatch.aligned(dvideo),
         dmean,
         dispatch.aligned(head),
@@ -94,10 +123,13 @@ def _launch_backward(
         dhead,
         dmask,
         dbackground,
+        sums,
         frames,
         h * w,
+        w,
         1 / (n * frames * h * w),
         LOGITS=logits,
+        CELLS=sums is not None,
         BLOCK=BLOCK,
         num_warps=WARPS,
         num_stages=1,
@@ -143,13 +175,16 @@ def _backward(
     head,  # (N, T, HW, 4) logits, or with LOGITS off the foreground, (N, 3, T, HW)
     mask,  # unused, or (N, 1, T, HW)
     background,  # (N, 3, HW)
-    dhead,  # as head, written
+    dhead,  # as head, or with CELLS (N, T / 2 + 1, H / 2 + 1, W / 2 + 1, 32), written
     dmask,  # as mask, written
     dbackground,  # (N, 3, HW), written
+    sums,  # none, or with CELLS (programs, 4) fp32, written: of dhead over a program's pixels
     frames,
     pixels,
+    width,
     share,  # of a pixel in the mask's mean
     LOGITS: tl.constexpr,
+    CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     blocks = tl.cdiv(pixels, BLOCK)
@@ -163,6 +198,17 @@ def _backward(
     db0 = tl.zeros((BLOCK,), tl.float32)
     db1 = tl.zeros((BLOCK,), tl.float32)
     db2 = tl.zeros((BLOCK,), tl.float32)
+    if CELLS:
+        at = start + tl.arange(0, BLOCK)
+        inside = at < pixels
+        y, x = at // width, at % width
+        sum0 = tl.zeros((BLOCK,), tl.float32)
+        sum1 = tl.zeros((BLOCK,), tl.float32)
+        sum2 = tl.zeros((BLOCK,), tl.float32)
+        sum3 = tl.zeros((BLOCK,), tl.float32)
+        cells = dhead + n * (frames // 2 + 1) * _cell_plane(pixels, width)
+        _clear_beyond(cells, y, x, inside, frames, pixels, width)
+        slot = _slot(y, x, 0, 0, width)
     # At batch 64 a processor has 8 warps: loads must run two frames ahead to hide their latency.
     for t in tl.range(frames, num_stages=3):
         row = (3 * n * frames + t) * pixels
@@ -178,8 +224,19 @@ def _backward(
             df1 *= 1 - f1 * f1
             df2 *= 1 - f2 * f2
             dm *= m * (1 - m)
-            quads = tl.reshape(tl.join(tl.join(df0, df2), tl.join(df1, dm)), (4 * BLOCK,))
-            _store(dhead + (n * frames + t) * pixels * 4, quads, 4 * start, 4 * pixels, 4 * BLOCK)
+            quads = tl.join(tl.join(df0, df2), tl.join(df1, dm))
+            if CELLS:
+                sum0 += df0
+                sum1 += df1
+                sum2 += df2
+                sum3 += dm
+                frame = cells + _cell_frame(t, pixels, width)
+                quads = tl.reshape(quads, (BLOCK, 4)).to(dhead.dtype.element_ty)
+                tl.store(frame + slot, quads, mask=inside[:, None])
+            else:
+                quads = tl.reshape(quads, (4 * BLOCK,))
+                frame = dhead + (n * frames + t) * pixels * 4
+                _store(frame, quads, 4 * start, 4 * pixels, 4 * BLOCK)
         else:
             _store3(dhead + row, plane, df0, df1, df2, start, pixels, BLOCK)
             _store(dmask + (n * frames + t) * pixels, dm, start, pixels, BLOCK)
@@ -188,6 +245,12 @@ def _backward(
         db1 *= 1 - b1 * b1
         db2 *= 1 - b2 * b2
     _store3(dbackground + 3 * n * pixels, pixels, db0, db1, db2, start, pixels, BLOCK)
+    if CELLS:
+        tl.store(sums + 4 * program, tl.sum(sum0))
+        tl.store(sums + 4 * program + 1, tl.sum(sum1))
+        tl.store(sums + 4 * program + 2, tl.sum(sum2))
+        # The mean's share reaches the mask beyond the last pixel, too.
+        tl.store(sums + 4 * program + 3, tl.sum(tl.where(inside, sum3, 0.0)))
 
 
 @triton.jit(do_not_specialize=["count", "elements"])
@@ -237,6 +300,45 @@ def _store3(row, plane, x0, x1, x2, start, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _cell_plane(pixels, width):
+    """Values of a plane of cells."""
+    return (pixels // width // 2 + 1).to(tl.int64) * (width // 2 + 1) * 32
+
+
+@triton.jit
+def _cell_frame(t, pixels, width):
+    """Where frame t starts, from -1 on: cells hold frames 2i - 1 and 2i."""
+    return (t + 1) // 2 * _cell_plane(pixels, width) + (t + 1) % 2 * 16
+
+
+@triton.jit
+def _slot(y, x, BEYOND_Y: tl.constexpr, BEYOND_X: tl.constexpr, width):
+    """Where four channels lie in a frame of cells: of pixels, or of those beyond the edge beside.
+
+    A pixel at an edge shares its cell with the one beyond.
+    """
+    cell = (y + 1) // 2 * (width // 2 + 1) + (x + 1) // 2
+    slot = cell * 32 + (y + 1 + BEYOND_Y) % 2 * 8 + (x + 1 + BEYOND_X) % 2 * 4
+    return slot[:, None] + tl.arange(0, 4)[None, :]
+
+
+@triton.jit
+def _clear_beyond(cells, y, x, inside, frames, pixels, width):
+    """Store zeros beside pixels at an edge, and before and after all pixels."""
+    edge_y = inside & ((y == 0) | (y == pixels // width - 1))
+    edge_x = inside & ((x == 0) | (x == width - 1))
+    here, corner = _slot(y, x, 0, 0, width), _slot(y, x, 1, 1, width)
+    above, beside = _slot(y, x, 1, 0, width), _slot(y, x, 0, 1, width)
+    zeros = tl.zeros(here.shape, cells.dtype.element_ty)
+    for t in range(-1, frames + 1):
+        frame = cells + _cell_frame(t, pixels, width)
+        tl.store(frame + here, zeros, mask=(inside & ((t < 0) | (t == frames)))[:, None])
+        tl.store(frame + above, zeros, mask=edge_y[:, None])
+        tl.store(frame + beside, zeros, mask=edge_x[:, None])
+        tl.store(frame + corner, zeros, mask=(edge_y & edge_x)[:, None])
+
+
+@triton.jit
 def _load_background(row, pixels, start, LOGITS: tl.constexpr, BLOCK: tl.constexpr):
     b0, b1, b2 = _load3(row, pixels, start, pixels, BLOCK)
     if LOGITS:
@@ -274,11 +376,21 @@ def _sigmoid(x):
 
 
 def aot_cases() -> list[AotCase]:
-    """Both kernels at the paper's sizes: batch 64, 32 frames of 64x64, bf16 logits."""
+    """Both kernels at the paper's sizes: batch 64, 32 frames of 64x64, in bf16 and fp32.
+
+    fp16 differs from bf16 in the names of the conversions alone.
+    """
     cases = []
-    for logits, video in ((True, "bf16"), (True, "fp32"), (False, "bf16")):
-        source = "logits" if logits else "streams"
-        types = {"head": "*bf16", "mask": "*bf16", "background": "*bf16", "video": f"*{video}"}
+    backward_sizes = {"frames": "i32", "pixels": "i32", "width": "i32", "share": "fp32"}
+    for logits, dtype, video in (
+        (True, "bf16", "bf16"),
+        (True, "bf16", "fp32"),
+        (True, "fp32", "fp32"),
+        (False, "bf16", "bf16"),
+        (False, "fp32", "fp32"),
+    ):
+        source = f"{dtype} {'logits' if logits else 'streams'}"
+        types = dict.fromkeys(("head", "mask", "background"), f"*{dtype}") | {"video": f"*{video}"}
         sizes = {"frames": "i32", "pixels": "i32"}
         constants = {"LOGITS": logits, "BLOCK": BLOCK}
         cases += [
@@ -291,20 +403,28 @@ def aot_cases() -> list[AotCase]:
                 1,
                 "elementwise",
                 odd=("frames",),
+                narrow={4: 1},  # the partial sum
             ),
-            AotCase(
-                f"blend backward, {source}, {video} video",
-                _backward,
-                {"dvideo": f"*{video}", "dmean": "*fp32"}
-                | {name: kind for name, kind in types.items() if name != "video"}
-                | {"dhead": "*bf16", "dmask": "*bf16", "dbackground": "*bf16"}
-                | sizes
-                | {"share": "fp32"},
-                constants,
-                WARPS,
-                1,
-                "elementwise",
-                odd=("frames",),
+            *(
+                AotCase(
+                    f"blend backward, {source}{' in cells' * cells}, {video} video",
+                    _backward,
+                    {"dvideo": f"*{video}", "dmean": "*fp32"}
+                    | {name: kind for name, kind in types.items() if name != "video"}
+                    | dict.fromkeys(("dhead", "dmask", "dbackground"), f"*{dtype}")
+                    | ({"sums": "*fp32"} if cells else {})
+                    | backward_sizes,
+                    constants | {"CELLS": cells} | ({} if cells else {"sums": None}),
+                    WARPS,
+                    1,
+                    "elementwise",
+                    odd=("frames",),
+                    # The mean's gradient, and the sums. Two pixels side by side in the clip lie in
+                    # two cells, 8 bytes of bf16 each: 8 pixels a thread, once and four times
+                    # beyond edges.
+                    narrow={4: 5, 8: 40 if dtype == "bf16" else 0} if cells else {4: 1},
+                )
+                for cells in ((False, True) if logits else (False,))
             ),
         ]
     cases.append(

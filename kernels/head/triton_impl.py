@@ -1,11 +1,12 @@
-"""The head in Triton: forward and backward as products over cells and positions.
+"""The head in Triton: one kernel forward, the convolutions' kernels over cells backward.
 
 An axis of `size` inputs has `size` + 1 cells. Cell q holds the outputs 2q - 1 + p, p = 0 or 1; the
 first and the last cell have one of them outside. Input i reaches output o through kernel element
 k = o + 1 - 2i, so both outputs of cell q read the same two inputs q - s, s = 0 or 1, through
 k = 2s + p, and each of the four elements belongs to one pair (s, p). In three dimensions a cell is
 8 pixels x 4 channels = 32 values: a dense product with 8 taps x Cin numbers, with no zero weight. A
-grid axis over the parities p would read the input up to 64 times instead.
+grid axis over the parities p would read the input up to 64 times instead. Backward, the gradients
+of the logits are written as cells, which makes the rest a layer with kernel 2 (`..conv.reference`).
 """
 
 from dataclasses import dataclass
@@ -17,17 +18,16 @@ from torch import Tensor
 
 from .. import dispatch
 from ..aot import AotCase
-from ..blend.triton_impl import mask_blend_backward
-
-# Splits of the weight and bias gradients: two blocks on each of an H200's 132 multiprocessors. The
-# same everywhere, so that results do not depend on the GPU.
-SPLITS = 264
-BIAS_BLOCK = 2048  # values a step of the bias gradient: 16 bytes a thread in 16 bits
+from ..blend.triton_impl import mask_blend_backward_in_cells
+from ..conv.gather import convolve
+from ..conv.weight_gradient import weight_gradient
+from ..conv.weights import pack
+from ..frames.api import first_layer_weight
 
 
 @dataclass(frozen=True)
 class _Config:
-    """Tile of one product: `rows` cells or positions by `columns` channels of x."""
+    """Tile of the product: `rows` cells, summed over `columns` channels of x at a time."""
 
     rows: int
     columns: int
@@ -39,8 +39,6 @@ class _Config:
 # one's epilogue hides behind another's product, and all fit the 99 KB of sm_86 and sm_120. At 4
 # bytes exact products run on the plain units, whose code is unrolled over the tile: small ones.
 FORWARD = {2: _Config(128, 64, 8, 3), 4: _Config(64, 32, 4, 2)}
-INPUT_GRADIENT = {2: _Config(128, 64, 8, 3), 4: _Config(64, 32, 8, 2)}
-WEIGHT_GRADIENT = {2: _Config(32, 64, 8, 4), 4: _Config(16, 32, 8, 2)}
 
 
 def head_blend(
@@ -87,73 +85,13 @@ def head_blend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the backward: x, logits stored channels-last, weight anyhow, the rest contiguous."""
     dispatch.launches["head_blend_backward"] += 1
-    dlogits, dbackground = mask_blend_backward(dvideo, dmean, logits, background)
-    x = dispatch.aligned(x)
-    dx = _launch_input_gradient(dlogits, x, weight)
-    dweight = _launch_weight_gradient(dlogits, x)
-    dbias = _launch_bias_gradient(dlogits)
-    # (kd, kh, kw, channel, cin) -> the parameter's order.
-    dweight = _flat(dweight.view(4, 4, 4, 4, -1).permute(4, 3, 0, 1, 2), weight.dtype)
-    return dx, dweight, dbias.to(weight.dtype), dbackground
-
-
-def _launch_input_gradient(dlogits: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    n, cin, depth, height, width = x.shape
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    config = INPUT_GRADIENT[x.element_size()]
-    positions = _indexable(n * depth * height * width)
-    columns = _fitting(config.columns, cin)
-    _input_gradient[(triton.cdiv(positions, config.rows), triton.cdiv(cin, columns))](
-        dlogits,
-        _flat(weight.permute(2, 3, 4, 1, 0), x.dtype),
-        dx,
-        positions,
-        cin,
-        depth,
-        height,
-        width,
-        BLOCK_M=config.rows,
-        BLOCK_N=columns,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    return dx
-
-
-def _launch_weight_gradient(dlogits: Tensor, x: Tensor) -> Tensor:
-    """(256, cin) in float64."""
-    n, cin, depth, height, width = x.shape
-    config = WEIGHT_GRADIENT[x.element_size()]
-    positions = _indexable(n * depth * height * width)
-    splits, steps = _split(positions, config.rows)
-    columns = _fitting(config.columns, cin)
-    partial = torch.empty((splits, 256, cin), dtype=torch.float32, device=x.device)
-    _weight_gradient[(splits, triton.cdiv(cin, columns))](
-        dlogits,
-        x,
-        partial,
-        positions,
-        steps,
-        cin,
-        depth,
-        height,
-        width,
-        BLOCK_N=columns,
-        BLOCK_K=config.rows,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    return partial.sum(0, dtype=torch.float64)
-
-
-def _launch_bias_gradient(dlogits: Tensor) -> Tensor:
-    """(4,) in float64."""
-    splits, steps = _split(dlogits.numel(), BIAS_BLOCK)
-    partial = torch.empty((splits, 4), dtype=torch.float64, device=dlogits.device)
-    _bias_gradient[(splits,)](
-        dlogits, partial, dlogits.numel() // 32, steps, BLOCK=BIAS_BLOCK, num_warps=8
-    )
-    return partial.sum(0)
+    gradients = mask_blend_backward_in_cells(dvideo, dmean, logits, background)
+    dcells, dbias, dbackground = gradients
+    # Seen from the logits, the head is a first layer: a convolution with stride 2 and padding 1.
+    dx = convolve(dcells, pack(first_layer_weight(weight), x.dtype), up=False)
+    dweight = weight_gradient(dcells, x, 2).unflatten(1, (2, 2, 2, 4))
+    dweight = _flat(dweight.permute(0, 4, 5, 1, 6, 2, 7, 3), weight.dtype)
+    return dx, dweight.view(-1, 4, 4, 4, 4), dbias.to(weight.dtype), dbackground
 
 
 def _cell_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -173,12 +111,6 @@ def _flat(permuted: Tensor, dtype: torch.dtype) -> Tensor:
 def _fitting(columns: int, cin: int) -> int:
     """Columns of a tile: no more than cin needs, and 16 at least, which a product takes."""
     return min(columns, max(16, triton.next_power_of_2(cin)))
-
-
-def _split(items: int, block: int) -> tuple[int, int]:
-    """Splits and the steps of each, so that `SPLITS` or fewer cover all items."""
-    steps = triton.cdiv(triton.cdiv(items, block), SPLITS)
-    return triton.cdiv(items, block * steps), steps
 
 
 def _indexable(rows: int) -> int:
@@ -286,174 +218,28 @@ def _blend(logit, mask, still, video, inside):
     tl.store(video, background + mask * (foreground - background), mask=inside)
 
 
-@triton.jit
-def _reached(
-    grad_ptr,
-    row,
-    positions,
-    first,
-    COLUMNS: tl.constexpr,
-    depth: tl.constexpr,
-    height: tl.constexpr,
-    width: tl.constexpr,
-):
-    """Gradients of the outputs that inputs `row` reach: (rows, COLUMNS) columns of `TAPS`.
-
-    Columns are (kd, kh, kw, channel) from kd = `first` on; outputs outside the clip are 0.
-    """
-    n, d, h, w = _unravel(row, depth, height, width)
-    column = tl.arange(0, COLUMNS)
-    t = (2 * d - 1)[:, None] + (first + column // 64)[None, :]
-    y = (2 * h - 1)[:, None] + (column // 16 % 4)[None, :]
-    z = (2 * w - 1)[:, None] + (column // 4 % 4)[None, :]
-    inside = (t >= 0) & (t < 2 * depth) & (y >= 0) & (y < 2 * height) & (z >= 0) & (z < 2 * width)
-    origin = ((n.to(tl.int64) * (2 * depth) + 2 * d - 1) * (2 * height) + 2 * h - 1) * (2 * width)
-    origin = (origin + 2 * w - 1) * 4
-    # kw and the channel are neighbours in memory.
-    shift = ((first + column // 64) * (2 * height) + column // 16 % 4) * (8 * width) + column % 16
-    return tl.load(
-        grad_ptr + origin[:, None] + shift[None, :],
-        mask=inside & (row < positions)[:, None],
-        other=0,
-    )
-
-
-@triton.jit(do_not_specialize=["positions"])
-def _input_gradient(
-    grad_ptr,  # (N, 2 depth, 2 height, 2 width, 4)
-    weight_ptr,  # (256, cin): kernel element outermost, output channel next
-    grad_x_ptr,  # (N, depth, height, width, cin)
-    positions,  # N * depth * height * width
-    cin: tl.constexpr,
-    depth: tl.constexpr,
-    height: tl.constexpr,
-    width: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for kd in range(4):
-        a = _reached(grad_ptr, row, positions, kd, 64, depth, height, width)
-        b = tl.load(
-            weight_ptr + (kd * 64 + tl.arange(0, 64))[:, None] * cin + channel[None, :],
-            mask=(channel < cin)[None, :],
-            other=0,
-        )
-        product = tl.dot(a, b, product, input_precision="ieee")
-    tl.store(
-        grad_x_ptr + row.to(tl.int64)[:, None] * cin + channel[None, :],
-        product,
-        mask=(row < positions)[:, None] & (channel < cin)[None, :],
-    )
-
-
-@triton.jit(do_not_specialize=["positions", "steps"])
-def _weight_gradient(
-    grad_ptr,  # (N, 2 depth, 2 height, 2 width, 4)
-    x_ptr,  # (N, depth, height, width, cin)
-    partial_ptr,  # (splits, 256, cin) fp32
-    positions,  # N * depth * height * width
-    steps,  # of BLOCK_K positions, of each split
-    cin: tl.constexpr,
-    depth: tl.constexpr,
-    height: tl.constexpr,
-    width: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    split = tl.program_id(0)
-    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    product = tl.zeros((256, BLOCK_N), tl.float32)
-    for step in range(steps):
-        row = (split * steps + step) * BLOCK_K + tl.arange(0, BLOCK_K)
-        a = _reached(grad_ptr, row, positions, 0, 256, depth, height, width)
-        b = tl.load(
-            x_ptr + row.to(tl.int64)[:, None] * cin + channel[None, :],
-            mask=(row < positions)[:, None] & (channel < cin)[None, :],
-            other=0,
-        )
-        product = tl.dot(tl.trans(a), b, product, input_precision="ieee")
-    at = (split * 256 + tl.arange(0, 256)).to(tl.int64)
-    tl.store(
-        partial_ptr + at[:, None] * cin + channel[None, :],
-        product,
-        mask=(channel < cin)[None, :],
-    )
-
-
-@triton.jit(do_not_specialize=["positions", "steps"])
-def _bias_gradient(
-    grad_ptr,  # (pixels, 4)
-    partial_ptr,  # (splits, 4) fp64
-    positions,  # pixels / 8
-    steps,  # of BLOCK values, of each split
-    BLOCK: tl.constexpr,
-):
-    split = tl.program_id(0).to(tl.int64)
-    values = positions.to(tl.int64) * 32
-    total = tl.zeros((BLOCK,), tl.float32)
-    for step in range(steps):
-        at = (split * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        total += tl.load(grad_ptr + at, mask=at < values, other=0).to(tl.float32)
-    channel = tl.arange(0, 4)
-    total = tl.sum(tl.reshape(total, (BLOCK // 4, 4)).to(tl.float64), 0)
-    tl.store(partial_ptr + split * 4 + channel, total)
-
-
 def aot_cases() -> list[AotCase]:
-    """Every kernel at the paper's sizes: Cin 64, 32 frames of 64x64, bf16."""
-    sizes = {"cin": 64, "depth": 16, "height": 32, "width": 32}
-    forward, input_gradient, weight_gradient = (
-        table[2] for table in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)
-    )
-    cases = [
+    """The forward at the paper's sizes: Cin 64, 32 frames of 64x64, in bf16 and fp32.
+
+    fp16 differs from bf16 in the names of the conversions and the product's operands alone.
+    """
+    return [
         AotCase(
-            f"head forward, {video} video",
+            f"head forward, {dtype} to {video} video",
             _forward,
-            {"x_ptr": "*bf16", "weight_ptr": "*bf16", "bias_ptr": "*fp32", "still_ptr": "*fp32"}
-            | {"logits_ptr": "*bf16", "video_ptr": f"*{video}", "mask_sum_ptr": "*fp32"}
-            | {"cells": "i32"},
-            sizes | {"BLOCK_M": forward.rows, "BLOCK_K": forward.columns},
-            forward.num_warps,
-            forward.num_stages,
-            "matmul",
+            dict.fromkeys(("x_ptr", "weight_ptr", "logits_ptr"), f"*{dtype}")
+            | dict.fromkeys(("bias_ptr", "still_ptr", "mask_sum_ptr"), "*fp32")
+            | {"video_ptr": f"*{video}", "cells": "i32"},
+            {"cin": 64, "depth": 16, "height": 32, "width": 32}
+            | {"BLOCK_M": config.rows, "BLOCK_K": config.columns},
+            config.num_warps,
+            config.num_stages,
+            kind,
             odd=("cells",),
         )
-        for video in ("bf16", "fp32")
-    ]
-    return [
-        *cases,
-        AotCase(
-            "head input gradient",
-            _input_gradient,
-            {"grad_ptr": "*bf16", "weight_ptr": "*bf16", "grad_x_ptr": "*bf16", "positions": "i32"},
-            sizes | {"BLOCK_M": input_gradient.rows, "BLOCK_N": input_gradient.columns},
-            input_gradient.num_warps,
-            input_gradient.num_stages,
-            "matmul",
-            odd=("positions",),
-        ),
-        AotCase(
-            "head weight gradient",
-            _weight_gradient,
-            {"grad_ptr": "*bf16", "x_ptr": "*bf16", "partial_ptr": "*fp32"}
-            | {"positions": "i32", "steps": "i32"},
-            sizes | {"BLOCK_N": weight_gradient.columns, "BLOCK_K": weight_gradient.rows},
-            weight_gradient.num_warps,
-            weight_gradient.num_stages,
-            "matmul",
-            odd=("positions", "steps"),
-        ),
-        AotCase(
-            "head bias gradient",
-            _bias_gradient,
-            {"grad_ptr": "*bf16", "partial_ptr": "*fp64", "positions": "i32", "steps": "i32"},
-            {"BLOCK": BIAS_BLOCK},
-            8,
-            3,
-            "elementwise",
-            odd=("positions", "steps"),
-        ),
+        for dtype, video, config, kind in (
+            ("bf16", "bf16", FORWARD[2], "matmul"),
+            ("bf16", "fp32", FORWARD[2], "matmul"),
+            ("fp32", "fp32", FORWARD[4], "small"),  # exact: no tensor cores
+        )
     ]

@@ -1,3 +1,4 @@
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -67,6 +68,17 @@ def assert_kernel_is_as_good_as_eager(function, twin, inputs, dtype):
     for name, *values in zip(names, ours, eager, exact, strict=True):
         assert values[0].dtype == values[1].dtype
         assert_close_to_float64(name, *values)
+
+
+def cells_of(clip):
+    """Blocks of 2x2x2 pixels of the clip with a border of zeros, one value after another."""
+    n, channels, *sizes = clip.shape
+    cells = clip.new_zeros(n, 8 * channels, *(size // 2 + 1 for size in sizes))
+    for t, y, x in itertools.product(*map(range, sizes)):
+        pixel = ((t + 1) % 2 * 2 + (y + 1) % 2) * 2 + (x + 1) % 2
+        here = slice(channels * pixel, channels * (pixel + 1))
+        cells[:, here, (t + 1) // 2, (y + 1) // 2, (x + 1) // 2] = clip[:, :, t, y, x]
+    return cells
 
 
 def of_dtype(function, dtype):
@@ -167,6 +179,38 @@ def test_explicit_backwards_of_the_twins_equal_autograd(dtype):
 def test_kernel_of_logits(shape, dtype):
     twin = of_dtype(reference.mask_blend, torch.float32)
     assert_kernel_is_as_good_as_eager(mask_blend, twin, logits(*shape, dtype), torch.float32)
+
+
+# Pixels of a block: few, nearly all, all, and a second block; several rows, or a part of one.
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(40, 2, 2, 2), (3, 4, 6, 42), (1, 2, 16, 16), (2, 6, 10, 28), (1, 2, 2, 260)], ids=str
+)
+def test_gradients_of_logits_in_cells(shape, dtype):
+    head, background = logits(*shape, dtype)
+    n, t, h, w = shape
+    # Of mean 1, so that the four sums do not cancel down to noise.
+    dvideo = 1 + torch.randn(n, 3, t, h, w, device=DEVICE)
+    dmean = torch.tensor(3.0 * n * t * h * w, device=DEVICE)
+    before = dispatch.launches["mask_blend_backward_in_cells"]
+    cells, sums, dbackground = triton_impl.mask_blend_backward_in_cells(
+        dvideo, dmean, head, background
+    )
+    assert dispatch.launches["mask_blend_backward_in_cells"] == before + 1
+    assert cells.dtype == dtype and sums.dtype == torch.float64
+    assert cells.is_contiguous(memory_format=torch.channels_last_3d)
+    inputs = dvideo, dmean, head, background
+    eager, exact = (
+        reference.mask_blend_backward(*given) for given in (inputs, [x.double() for x in inputs])
+    )
+    for name, ours, (theirs, exactly) in (
+        ("logits", cells, [cells_of(x[0]) for x in (eager, exact)]),
+        ("sums", sums.float(), [x[0].float().sum((0, 2, 3, 4)) for x in (eager, exact)]),
+        ("background", dbackground, [x[1] for x in (eager, exact)]),
+    ):
+        assert_close_to_float64(name, ours, theirs, exactly.double())
+    assert not cells[cells_of(torch.ones_like(head)) == 0].any()
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -321,7 +365,7 @@ def test_a_failing_kernel_warns_once_and_leaves_the_work_to_the_twin(function, m
     def run_as_on_a_gpu(name, impl, kernel, twin, *arguments):
         gpu = SimpleNamespace(device=torch.device("cuda"), is_cuda=False)
         kernel, twin = (lambda _, *xs, f=f: f(*xs) for f in (kernel, twin))
-        return run(name, impl, kernel, twin, gpu, *arguments)
+        return run(name, impl, kernel, twin, [gpu], *arguments)
 
     monkeypatch.setattr(dispatch, "run", run_as_on_a_gpu)
     monkeypatch.setattr(dispatch, "_broken", set())
