@@ -108,7 +108,7 @@ def measure(run: Path) -> tuple[dict[str, str], torch.Tensor]:
     torch.manual_seed(settings.seed)  # The weights that this run began with.
     generator = build_generator(settings)
     untrained = distance(batch["video"] for batch in sampled(generator, settings))
-    generator = load_generator(checkpoint, settings)
+    generator = load_generator(checkpoint, settings, torch.device("cpu"))
     ours = distance(batch["video"] for batch in sampled(generator, settings))
 
     def first(batches: Iterator, of: Callable[[Tensor], float]) -> float:

@@ -51,8 +51,9 @@ def _unless_reported(failure: threading.ExceptHookArgs) -> None:
 def options_of(settings: type, presets: dict[str, dict], names: Collection[str] | None = None):
     """Decorator: a command line option for each field of a dataclass, None where not given.
 
-    The help of an option names its default, in each preset where they differ. `names` are the
-    fields that get an option, all where absent.
+    The help of an option names its default, in each preset where they differ. A field that is true,
+    false or None gets a pair, `--name/--no-name`. `names` are the fields that get an option, all
+    where absent.
     """
 
     def decorate(command):
@@ -61,11 +62,14 @@ def options_of(settings: type, presets: dict[str, dict], names: Collection[str] 
             if names is not None and field.name not in names:
                 continue
             flag = "--" + field.name.replace("_", "-")
+            kind = _click_type(types[field.name])
+            if types[field.name] == bool | None:
+                flag += flag.replace("--", "/--no-")
             command = click.option(
                 flag,
                 field.name,
-                type=_click_type(types[field.name]),
-                is_flag=types[field.name] is bool,
+                type=kind,
+                is_flag=kind is bool,
                 default=None,
                 help=f"{field.metadata['help']}{_defaults(field, presets)}",
             )(command)
@@ -86,7 +90,5 @@ def _defaults(field: dataclasses.Field, presets: dict[str, dict]) -> str:
 def _click_type(annotation):
     if typing.get_origin(annotation) is typing.Literal:
         return click.Choice(typing.get_args(annotation))
-    if annotation is bool:
-        return click.BOOL
     # The plain type of `float | None`; others are plain already.
     return next(iter(typing.get_args(annotation)), annotation)

@@ -1,6 +1,7 @@
 """Where and in which precision a run computes."""
 
 import dataclasses
+import logging
 import os
 
 import torch
@@ -8,6 +9,8 @@ import torch
 from vgan_fast.errors import UserError
 from vgan_fast.kernels.dispatch import kernels_run_on
 from vgan_fast.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 def find_device(name: str) -> torch.device:
@@ -31,13 +34,15 @@ def default_preset(name: str) -> str:
 
 
 def resolved(settings: Settings) -> Settings:
-    """The settings with nothing left to this machine: `auto` replaced in device and precision.
+    """The settings with nothing left to this machine: device, precision and graph are decided.
 
     bf16 where the device multiplies it natively; elsewhere a CPU emulates it and is slower than in
-    fp32. The reference backend is fp32.
+    fp32. The reference backend is fp32 unless told otherwise. A step is one CUDA graph on a GPU,
+    but for the reference backend and for fp16, whose gradient scaler is not captured.
 
     Raises:
-        UserError: for a device that is not there, or that does not run the backend's kernels.
+        UserError: for a device that is not there, or that does not run the backend's kernels, a
+            graph or TF32.
     """
     device = find_device(settings.device)
     if settings.backend == "fused" and not kernels_run_on(device):
@@ -46,16 +51,27 @@ def resolved(settings: Settings) -> Settings:
     if precision == "auto":
         bf16 = settings.backend != "reference" and _multiplies_bf16(device)
         precision = "bf16" if bf16 else "fp32"
-    return dataclasses.replace(settings, device=device.type, precision=precision)
+    if precision == "tf32" and not _is_ampere(device):
+        raise UserError("--precision tf32: needs a GPU from Ampere on; use --precision fp32")
+    graph = settings.graph
+    if graph and device.type != "cuda":
+        raise UserError("--graph: CUDA graphs need a GPU; leave the option out on a CPU")
+    if graph is None:
+        graph = device.type == "cuda" and settings.backend != "reference"
+        if graph and precision == "fp16":
+            graph = False
+            _log.warning("--precision fp16: no CUDA graph, its gradient scaler is not captured")
+    return dataclasses.replace(settings, device=device.type, precision=precision, graph=graph)
 
 
 def configure(settings: Settings) -> None:
     """Set PyTorch's global switches for a run: call once, before any work.
 
-    fp32 means fp32: convolutions and products on a GPU do not round to TF32.
+    Convolutions and products of fp32 tensors on a GPU round to TF32 for `tf32` and only then.
     """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    tf32 = settings.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if settings.deterministic:
         # cuBLAS reads this when it starts; PyTorch refuses to be deterministic without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -66,6 +82,11 @@ def configure(settings: Settings) -> None:
 
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return _is_ampere(device)
     # The only query that PyTorch has; private, so tests cover it.
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Whether `device` is a GPU of that or a later generation: those multiply bf16 and TF32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,51 +1,43 @@
-"""The networks of `vgan_fast.models` on this project's kernels, with the library's convolutions.
+"""The networks of `vgan_fast.models` on this project's kernels.
 
 Constructor, parameter names and `state_dict` are the reference's: weights move between the two
-freely. Batch norm and activation are one op, the generator's head and blend are one, and the
-discriminator's first layer reads clips as cells of 2x2x2 pixels. Outputs are stored in the dtype
-of the activations, so under autocast a video is bf16 where the reference's is fp32.
+freely. In training a layer's statistics ride in its convolution, and the sums of its batch norm's
+backward in the convolution behind it (`vgan_fast.kernels.conv`); the generator's head and blend are
+one, and the discriminator reads clips as cells of 2x2x2 pixels. In evaluation without gradients
+norm, bias and activation ride in the convolution. Outputs are stored in the dtype of the
+activations, so under autocast a video is bf16 where the reference's is fp32.
+
+A bias before a batch norm that takes the batch's statistics gets no gradient: the reference's is
+rounding noise around 0.
 """
+
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgan_fast import models
+from vgan_fast.kernels.conv import (
+    convolve,
+    convolve_folded,
+    masked_convolve,
+    norm_convolve,
+    project,
+)
+from vgan_fast.kernels.conv.weights import cast, pack
 from vgan_fast.kernels.dispatch import Impl
-from vgan_fast.kernels.frames import clip_to_cells, first_layer_weight
+from vgan_fast.kernels.frames import clip_to_cells, first_layer_weight, pair_to_cells
 from vgan_fast.kernels.head import head_blend, head_tanh
-from vgan_fast.kernels.norm import norm_act
+from vgan_fast.kernels.norm import (
+    batch_norm_act,
+    batch_statistics,
+    norm_act,
+    track_statistics,
+)
 from vgan_fast.shape import ClipShape
 
-
-def _norm_act(x: Tensor, norm: nn.Module, slope: float, impl: Impl) -> Tensor:
-    """Batch norm as `norm` would do it, its buffers included, and a (leaky) ReLU."""
-    track = norm.training and norm.track_running_stats
-    momentum = norm.momentum
-    if track:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:  # a cumulative average
-            momentum = 1 / float(norm.num_batches_tracked)
-    return norm_act(
-        x,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        training=norm.training or not norm.track_running_stats,
-        momentum=0.0 if momentum is None else momentum,
-        eps=norm.eps,
-        slope=slope,
-        track=track,
-        impl=impl,
-    )
-
-
-def _through(layers: nn.Sequential, x: Tensor, impl: Impl) -> Tensor:
-    """Layers of convolution, batch norm and ReLU."""
-    for convolution, norm in zip(layers[::3], layers[1::3], strict=True):
-        x = _norm_act(convolution(x), norm, 0.0, impl)
-    return x
+LEAK = 0.2  # slope of the discriminator's activations
 
 
 class OneStreamGenerator(models.OneStreamGenerator):
@@ -59,10 +51,13 @@ class OneStreamGenerator(models.OneStreamGenerator):
     def __init__(self, shape: ClipShape, impl: Impl = "auto"):
         super().__init__(shape)
         self.impl = impl
+        _store_as_multiplied(self)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Make one video for each row of `latent`: (N, 3, T, H, W) in the activations' dtype."""
-        x = _through(self.foreground, latent[:, :, None, None, None], self.impl)
+        run = _Pass(self.foreground[::3], latent, self.impl)
+        x = run.upsample(self.foreground)
+        run.track()
         return head_tanh(x, self.head.weight, self.head.bias, dtype=x.dtype, impl=self.impl)
 
 
@@ -78,19 +73,17 @@ class TwoStreamGenerator(models.TwoStreamGenerator):
     def __init__(self, shape: ClipShape, mask_bias: float = 0.0, impl: Impl = "auto"):
         super().__init__(shape, mask_bias)
         self.impl = impl
+        _store_as_multiplied(self)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Video in the activations' dtype for each row of `latent`, and the mask's mean, fp32."""
-        x = _through(self.foreground, latent[:, :, None, None, None], self.impl)
-        still = _through(self.background, latent[:, :, None, None], self.impl)
-        return head_blend(
-            x,
-            self.head.weight,
-            self.head.bias,
-            self.background_head(still),
-            dtype=x.dtype,
-            impl=self.impl,
-        )
+        run = _Pass([*self.foreground[::3], *self.background[::3]], latent, self.impl)
+        x = run.upsample(self.foreground)
+        # The library's: three channels for one frame of a clip, too little for tiles of our own.
+        still = self.background_head(run.upsample(self.background))
+        run.track()
+        head = self.head
+        return head_blend(x, head.weight, head.bias, still, dtype=x.dtype, impl=self.impl)
 
 
 class Discriminator(models.Discriminator):
@@ -105,17 +98,275 @@ class Discriminator(models.Discriminator):
     def __init__(self, shape: ClipShape, outputs: int = 1, impl: Impl = "auto"):
         super().__init__(shape, outputs)
         self.impl = impl
+        _store_as_multiplied(self)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Score each clip (N, 3, T, H, W); see `models.Discriminator.forward`."""
-        if torch.is_autocast_enabled(clip.device.type):
-            clip = clip.to(torch.get_autocast_dtype(clip.device.type))
-        return self.score_cells(clip_to_cells(clip, impl=self.impl))
+        cells = clip_to_cells(clip, dtype=_activations_dtype(clip), impl=self.impl)
+        return self._score(cells, groups=1)
 
-    def score_cells(self, cells: Tensor) -> Tensor:
-        """Score clips that lie in cells already (`vgan_fast.kernels.frames.frames_to_cells`)."""
+    def score_pair(self, frames: Tensor, clip: Tensor) -> Tensor:
+        """Score frames and clips as one batch, each half normalised by statistics of its own.
+
+        Args:
+            frames: (N, T, H, W, 3) uint8.
+            clip: (N, 3, T, H, W) in [-1, 1]; gets no gradient.
+
+        Returns:
+            (2N, outputs): logits as of two calls, the frames' first.
+        """
+        cells = pair_to_cells(frames, clip, dtype=_activations_dtype(clip), impl=self.impl)
+        return self._score(cells, groups=2)
+
+    def _score(self, cells: Tensor, groups: int) -> Tensor:
         first, _, *middle, last = self.layers
-        x = F.leaky_relu(F.conv3d(cells, first_layer_weight(first.weight), first.bias), 0.2)
-        for convolution, norm in zip(middle[::3], middle[1::3], strict=True):
-            x = _norm_act(convolution(x), norm, 0.2, self.impl)
-        return last(x).flatten(1)
+        run = _Pass([*middle[::3], last], cells, self.impl, groups, biases=[last.bias])
+        x = run.downsample(cells, first, middle[::3], middle[1::3])
+        run.track()
+        # A kernel as large as its input: one product.
+        packed = _flat(run.packed[last]).T, *run.packed_biases
+        return project(_flat(x), _flat(last.weight).T, last.bias, *packed)
+
+
+class _Pass:
+    """One pass through a network: what its layers share, and what it leaves to do.
+
+    Args:
+        convolutions: layers whose weights are multiplied as they are stored.
+        like: its input.
+        impl: which implementation the ops use.
+        groups: equal parts of the batch that are normalised apart.
+        biases: what else is needed in the dtype of the activations.
+
+    Attributes:
+        packed: the weight of each of the layers in the dtype of the activations.
+        packed_biases: the biases in it.
+    """
+
+    def __init__(
+        self,
+        convolutions: Iterable[nn.Module],
+        like: Tensor,
+        impl: Impl,
+        groups: int = 1,
+        biases: Sequence[Tensor] = (),
+    ):
+        self.impl, self.groups = impl, groups
+        self.like = like.to(_activations_dtype(like))
+        convolutions = list(convolutions)
+        weights = [convolution.weight.detach() for convolution in convolutions]
+        copies = cast([*weights, *(bias.detach() for bias in biases)], self.like.dtype)
+        self.packed = dict(zip(convolutions, copies, strict=False))
+        self.packed_biases = copies[len(convolutions) :]
+        self._tracked = []
+
+    def upsample(self, layers: nn.Sequential) -> Tensor:
+        """Transposed convolution, batch norm and ReLU; the first turns (N, C) into a grid."""
+        (first, *others), norms = layers[::3], layers[1::3]
+        # A kernel as large as its output: one product.
+        _, channels, *sizes = first.weight.shape
+        y = project(self.like, _flat(first.weight), packed=_flat(self.packed[first]))
+        y = y.view(len(y), *sizes, channels).movedim(-1, 1)
+        if _rides(norms) and _takes_batch(norms[0]):
+            options = {"eps": norms[0].eps, "slope": 0.0, "impl": self.impl}
+            given = batch_norm_act(y, norms[0].weight, norms[0].bias, **options)
+            # Its bias moves the running mean and nothing else.
+            return self._chain(y, given, others, norms, first.bias, up=True, slope=0.0)
+        bias = first.bias.to(y.dtype).view(-1, *[1] * len(sizes))
+        x = self._normalise(y + bias, norms[0], 0.0)
+        way = self._fold if _rides(norms) else self._layer_by_layer
+        return way(x, others, norms[1:], up=True, slope=0.0)
+
+    def downsample(
+        self,
+        cells: Tensor,
+        first: nn.Module,
+        convolutions: list[nn.Module],
+        norms: list[nn.Module],
+    ) -> Tensor:
+        """The discriminator's body: a first layer on cells, then convolution, norm, leaky ReLU."""
+        weight = first_layer_weight(first.weight)
+        options = {"up": False, "impl": self.impl}
+        if not norms or not _rides(norms):
+            x = F.leaky_relu(convolve(cells, weight, first.bias, **options), LEAK)
+            return self._layer_by_layer(x, convolutions, norms, up=False, slope=LEAK)
+        x = convolve(cells, weight, first.bias, slope=LEAK, **options)
+        if not _takes_batch(norms[0]):
+            return self._fold(x, convolutions, norms, up=False, slope=LEAK)
+        second, *others = convolutions
+        y, *statistics = masked_convolve(
+            x,
+            second.weight,
+            second.bias,
+            self.packed[second],
+            slope=LEAK,
+            groups=self.groups,
+            **options,
+        )
+        return self._chain(y, (None, *statistics), others, norms, up=False, slope=LEAK)
+
+    def convolve(self, x: Tensor, convolution: nn.Module, *, up: bool) -> Tensor:
+        """One layer alone."""
+        weight, bias = convolution.weight, convolution.bias
+        return convolve(x, weight, bias, self.packed[convolution], up=up, impl=self.impl)
+
+    def track(self) -> None:
+        """Update the running statistics of the norms that were passed, in one launch."""
+        if not self._tracked:
+            return
+        norms, means, variances, rows = (list(of) for of in zip(*self._tracked, strict=True))
+        buffers = (
+            [norm.running_mean for norm in norms],
+            [norm.running_var for norm in norms],
+            [norm.num_batches_tracked for norm in norms],
+        )
+        momentum = norms[0].momentum
+        if momentum is not None:
+            track_statistics(*buffers, means, variances, rows, momentum, impl=self.impl)
+            return
+        for group in range(self.groups):  # a cumulative average
+            momentum = 1 / (float(norms[0].num_batches_tracked) + 1)
+            of_group = ([v[group : group + 1] for v in of] for of in (means, variances))
+            track_statistics(*buffers, *of_group, rows, momentum, impl=self.impl)
+
+    def _chain(
+        self,
+        y: Tensor,
+        given: tuple[Tensor | None, Tensor, Tensor],
+        convolutions: list[nn.Module],
+        norms: list[nn.Module],
+        bias: Tensor | None = None,
+        *,
+        up: bool,
+        slope: float,
+    ) -> Tensor:
+        """Norm and activation of y, convolution, norm, and so on.
+
+        Args:
+            y: what the first layer made.
+            given: y normalised and activated, where at hand, and its statistics.
+            convolutions, norms: of the layers that follow, and a norm before them.
+            bias: what y lacks.
+            up, slope: of all layers.
+        """
+        activated, *statistics = given
+        *inner, last = norms
+        for norm, convolution in zip(inner, convolutions, strict=True):
+            self._passed(norm, y, statistics, bias)
+            y, *statistics = norm_convolve(
+                y,
+                *statistics,
+                norm.weight,
+                norm.bias,
+                convolution.weight,
+                convolution.bias,
+                self.packed[convolution],
+                activated,
+                up=up,
+                eps=norm.eps,
+                slope=slope,
+                impl=self.impl,
+            )
+            activated = bias = None
+        self._passed(last, y, statistics, bias)
+        return self._norm_act(y, statistics, last, True, slope)
+
+    def _fold(
+        self,
+        x: Tensor,
+        convolutions: list[nn.Module],
+        norms: list[nn.Module],
+        *,
+        up: bool,
+        slope: float,
+    ) -> Tensor:
+        """Convolution, norm with its running statistics, activation: one pass, no gradient."""
+        for convolution, norm in zip(convolutions, norms, strict=True):
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            shift = (convolution.bias - norm.running_mean) * scale + norm.bias
+            weight = self.packed[convolution]
+            x = convolve_folded(x, weight, scale, shift, up=up, slope=slope, impl=self.impl)
+        return x
+
+    def _layer_by_layer(
+        self,
+        x: Tensor,
+        convolutions: list[nn.Module],
+        norms: list[nn.Module],
+        *,
+        up: bool,
+        slope: float,
+    ) -> Tensor:
+        """Convolution, norm of either kind, activation, each by itself."""
+        for convolution, norm in zip(convolutions, norms, strict=True):
+            x = self._normalise(self.convolve(x, convolution, up=up), norm, slope)
+        return x
+
+    def _normalise(self, x: Tensor, norm: nn.Module, slope: float) -> Tensor:
+        """Batch norm as `norm` would do it and a (leaky) ReLU."""
+        if not _takes_batch(norm):
+            running = norm.running_mean[None], norm.running_var[None]
+            return self._norm_act(x, running, norm, False, slope)
+        statistics = batch_statistics(x, self.groups, impl=self.impl)
+        self._passed(norm, x, statistics)
+        return self._norm_act(x, statistics, norm, True, slope)
+
+    def _norm_act(
+        self,
+        x: Tensor,
+        statistics: tuple[Tensor, Tensor],
+        norm: nn.Module,
+        from_batch: bool,
+        slope: float,
+    ) -> Tensor:
+        parameters = norm.weight, norm.bias
+        options = {"from_batch": from_batch, "eps": norm.eps, "slope": slope, "impl": self.impl}
+        return norm_act(x, *statistics, *parameters, **options)
+
+    def _passed(
+        self,
+        norm: nn.Module,
+        x: Tensor,
+        statistics: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
+    ) -> None:
+        if norm.training and norm.track_running_stats:
+            mean, variance = statistics
+            mean = mean if bias is None else mean + bias.detach()
+            self._tracked.append((norm, mean, variance, x.numel() // mean.numel()))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(N, C, *sizes), stored channels-last, as (N, numbers of it) without a copy."""
+    return x.movedim(1, -1).flatten(1)
+
+
+def _takes_batch(norm: nn.Module) -> bool:
+    return norm.training or norm.running_mean is None
+
+
+def _rides(norms: list[nn.Module]) -> bool:
+    """Whether the norms ride in the convolutions.
+
+    Those of the batch do. Running statistics are folded away, with what a gradient would need, and
+    a mixture goes layer by layer.
+    """
+    batch = [_takes_batch(norm) for norm in norms]
+    return all(batch) or (not any(batch) and not torch.is_grad_enabled())
+
+
+def _activations_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _store_as_multiplied(network: nn.Module) -> None:
+    """Store the weights in the order in which they are multiplied, so that a step only casts."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            weight = module.weight
+            if module.stride[0] == 2:
+                weight.data = pack(weight.data, weight.dtype)
+            else:  # as large as its input or output
+                layout = torch.channels_last if weight.dim() == 4 else torch.channels_last_3d
+                weight.data = weight.data.contiguous(memory_format=layout)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from vgan_fast import fused, models
-from vgan_fast.kernels.frames import frames_to_cells
+from vgan_fast.graph import CudaGraph, Graph, Replayed
+from vgan_fast.kernels.dispatch import Impl
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.losses import discriminator_loss, generator_loss
 from vgan_fast.models import Discriminator, OneStreamGenerator, TwoStreamGenerator
 from vgan_fast.settings import Settings
 from vgan_fast.stale import forward_with_inputs, stale_input_gradient
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GANStep:
@@ -24,26 +28,31 @@ class GANStep:
     of its own step (real, then generated) update its own, and its pass in the generator's step
     does not. Each pass is normalised by the statistics of its own batch.
 
-    The reference backend is the plain loop: contiguous, nothing frozen. The fused backend runs
-    `vgan_fast.fused`'s networks and takes real clips as cells. Otherwise clips and the 3D
-    layers' weights are stored channels-last, optimisers are fused, and the discriminator's weights
-    get no gradient in the generator's step, where nobody reads it.
+    The reference backend is the plain loop: contiguous, nothing frozen. Where the kernels run
+    (`kernels_of`), networks are `vgan_fast.fused`'s, real and generated clips one batch. Otherwise
+    clips and the 3D layers' weights are stored channels-last. But for the reference, optimisers are
+    fused and the discriminator's weights get no gradient in the generator's step, where nobody
+    reads it.
 
-    Shapes are the same at every call and nothing waits for the device.
+    Shapes are the same at every call and nothing waits for the device, but the gradient scaler of
+    fp16 before a plain optimiser. With `settings.graph` the whole step is one replayed graph
+    (`vgan_fast.graph.Replayed`): networks, gradients and optimiser state then stay where they are.
 
     Args:
-        settings: with device and precision resolved (`vgan_fast.device.resolved`).
+        settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
+        make_graph: what captures the step on a device.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, make_graph: Callable[[torch.device], Graph] = CudaGraph):
         self.settings, self.device = settings, torch.device(settings.device)
         self.plain = settings.backend == "reference"
-        self.fused = settings.backend == "fused"
+        self.impl = kernels_of(settings)
+        self.fused = self.impl is not None
         device = self.device
         torch.manual_seed(settings.seed)
         self.generator = build_generator(settings).to(device)
         self.discriminator = build_discriminator(settings).to(device)
-        if not self.plain:
+        if not (self.plain or self.fused):
             for network in (self.generator, self.discriminator):
                 _store_channels_last(network)
         self.sampler = self.generator
@@ -55,7 +64,13 @@ class GANStep:
                 self.discriminator, settings.lr if settings.lr_d is None else settings.lr_d
             ),
         }
+        # One for both, as PyTorch advises: an overflow in either lowers the scale of both.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self._one, self._ones = torch.ones((), device=device), torch.ones(2, device=device)
+        self._mask_penalty = torch.tensor(settings.mask_penalty, device=device)
         self.random = torch.Generator(device).manual_seed(settings.seed)
+        self._make_graph = make_graph
+        self._run = self._captured_later()
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
         """Train on one batch.
@@ -64,61 +79,63 @@ class GANStep:
             frames: (N, T, H, W, 3) uint8 on the step's device.
 
         Returns:
-            Scalars on the device: `d_real` and `d_fake` (terms of the discriminator's loss),
-            `d` (their half-sum, as the original prints), `g` (the generator's adversarial term),
-            and for two streams `mask` (the mask's mean).
+            Scalars fp32 on the device, overwritten by the next call: `d_real` and `d_fake` (terms
+            of the discriminator's loss), `d` (their half-sum, as the original prints), `g` (the
+            generator's adversarial term), and for two streams `mask` (the mask's mean).
         """
-        if self.fused:
-            dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
-            real = frames_to_cells(frames, dtype=dtype, impl="triton")
-        else:
-            real = normalise_frames(frames)
-        if self.plain:
-            real = real.contiguous()
+        return self._run(frames)
+
+    def _train(self, frames: Tensor) -> dict[str, Tensor]:
         with self._autocast():
             fake, mask_mean = self._generate(self.latents(len(frames)))
         if self.settings.schedule == "original":
-            losses = self._original_schedule(real, fake, mask_mean)
+            d, g = self._original_schedule(self._clips(frames), fake, mask_mean)
         else:
-            losses = self._fresh_schedule(real, fake, mask_mean)
+            d, g = self._fresh_schedule(frames, fake, mask_mean)
+        self.scaler.update()
         if self.settings.average:
             self._average()
+        losses = {"d_real": d[0], "d_fake": d[1], "g": g}
         if mask_mean is not None:
             losses["mask"] = mask_mean
-        losses["d"] = (losses["d_real"] + losses["d_fake"]) / 2
+        losses["d"] = d.mean()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _fresh_schedule(self, real: Tensor, fake: Tensor, mask_mean: Tensor | None):
+    def _fresh_schedule(self, frames: Tensor, fake: Tensor, mask_mean: Tensor | None):
         loss = self.settings.loss
         with self._autocast():
-            score_real = self.discriminator.score_cells if self.fused else self.discriminator
-            real_logits = score_real(real)
-            fake_logits = self.discriminator(fake.detach())
-        d_real, d_fake = discriminator_loss(loss, real_logits, fake_logits)
-        self._update("discriminator", d_real + d_fake)
+            if self.fused:
+                logits = self.discriminator.score_pair(frames, fake)
+            else:
+                real_logits = self.discriminator(self._clips(frames))
+                logits = torch.cat([real_logits, self.discriminator(fake.detach())])
+        d = discriminator_loss(loss, logits, self.impl or "reference")
+        self._update("discriminator", [d], [self._ones])
 
         self.discriminator.requires_grad_(self.plain)
-        with _frozen_statistics(self.discriminator), self._autocast():
-            logits = self.discriminator(fake)
-        g = generator_loss(loss, logits)
-        self._update("generator", g + self._penalty(mask_mean))
-        self.discriminator.requires_grad_(True)
-        return {"d_real": d_real, "d_fake": d_fake, "g": g}
+        try:
+            with _frozen_statistics(self.discriminator), self._autocast():
+                logits = self.discriminator(fake)
+            g = generator_loss(loss, logits, self.impl or "reference")
+            self._update_generator(g, mask_mean)
+        finally:  # A capture that fails here is followed by an ordinary step.
+            self.discriminator.requires_grad_(True)
+        return d, g
 
     def _original_schedule(self, real: Tensor, fake: Tensor, mask_mean: Tensor | None):
         loss = self.settings.loss
         real_logits = self.discriminator(real)
         fake_logits, inputs = forward_with_inputs(self.discriminator, fake.detach())
-        d_real, d_fake = discriminator_loss(loss, real_logits, fake_logits)
-        self._update("discriminator", d_real + d_fake)
+        d = discriminator_loss(loss, torch.cat([real_logits, fake_logits]))
+        self._update("discriminator", [d], [self._ones])
 
         stale = fake_logits.detach().requires_grad_()
         g = generator_loss(loss, stale)
         (logit_gradient,) = torch.autograd.grad(g, stale)
         gradient = stale_input_gradient(self.discriminator, inputs, logit_gradient)
         # The inner product's gradient with respect to `fake` is `gradient`.
-        self._update("generator", (fake * gradient).sum() + self._penalty(mask_mean))
-        return {"d_real": d_real, "d_fake": d_fake, "g": g}
+        self._update_generator((fake * gradient).sum(), mask_mean)
+        return d, g
 
     def latents(self, count: int) -> Tensor:
         """Draw codes from N(0, 1): (count, latent) fp32."""
@@ -129,6 +146,7 @@ class GANStep:
         return {
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "random": self.random.get_state(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -136,6 +154,9 @@ class GANStep:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.random.set_state(state["random"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # Older runs have none and need none.
+        # The optimisers now hold other tensors than those that a graph would write to.
+        self._run = self._captured_later()
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -154,34 +175,63 @@ class GANStep:
             sampler = with_own_statistics(self.sampler) if self.settings.average else self.sampler
             return sample_streams(sampler, latents)
 
+    def _captured_later(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        if not self.settings.graph:
+            return self._train
+        return Replayed(self._train, self._make_graph(self.device), [self.random])
+
+    def _clips(self, frames: Tensor) -> Tensor:
+        clips = normalise_frames(frames)
+        return clips.contiguous() if self.plain else clips
+
     def _generate(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         made = self.generator(latents)
         return made if isinstance(made, tuple) else (made, None)
 
-    def _penalty(self, mask_mean: Tensor | None) -> Tensor | float:
-        return 0.0 if mask_mean is None else self.settings.mask_penalty * mask_mean
+    def _update_generator(self, adversarial: Tensor, mask_mean: Tensor | None) -> None:
+        if mask_mean is None:
+            self._update("generator", [adversarial], [self._one])
+        else:
+            self._update("generator", [adversarial, mask_mean], [self._one, self._mask_penalty])
 
-    def _update(self, name: str, loss: Tensor) -> None:
+    def _update(self, name: str, terms: list[Tensor], weights: list[Tensor]) -> None:
+        """A step down the gradient of the sum of weight * term, which itself nobody needs."""
         optimizer = self.optimizers[name]
+        # Frees the gradients: those that a capture makes are the graph's, in memory of its own.
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        torch.autograd.backward(terms, [self.scaler.scale(weight) for weight in weights])
+        self.scaler.step(optimizer)
 
     @torch.no_grad()
     def _average(self) -> None:
-        weight = 1 - self.settings.average
-        for mean, value in zip(self.sampler.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(value, weight)
+        means, values = (list(of.parameters()) for of in (self.sampler, self.generator))
+        torch._foreach_lerp_(means, values, 1 - self.settings.average)
 
     def _autocast(self):
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
-        )
+        dtype = _AUTOCAST.get(self.settings.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         if self.settings.optimizer == "sgd":
             return torch.optim.SGD(network.parameters(), lr, momentum=0.9, fused=not self.plain)
-        return torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.999), fused=not self.plain)
+        # Fused means capturable in all but name: its step count is on the device either way, and a
+        # run may be resumed with a graph that began without one.
+        return torch.optim.Adam(
+            network.parameters(),
+            lr,
+            betas=(0.5, 0.999),
+            fused=not self.plain,
+            capturable=not self.plain,
+        )
+
+
+def kernels_of(settings: Settings) -> Impl | None:
+    """Which implementation the kernels' ops use, of resolved settings; None for plain layers."""
+    if settings.backend == "fused":
+        return "triton"
+    if settings.backend == "auto" and settings.device == "cuda" and settings.precision != "fp16":
+        return "auto"
+    return None
 
 
 def build_generator(settings: Settings) -> OneStreamGenerator | TwoStreamGenerator:
@@ -199,7 +249,8 @@ def build_discriminator(settings: Settings) -> Discriminator:
 
 
 def _networks(settings: Settings) -> tuple[ModuleType, dict]:
-    return (fused, {"impl": "triton"}) if settings.backend == "fused" else (models, {})
+    impl = kernels_of(settings)
+    return (models, {}) if impl is None else (fused, {"impl": impl})
 
 
 @torch.no_grad()
@@ -228,7 +279,7 @@ def sample_streams(
     training = generator.training
     generator.eval()
     if isinstance(generator, OneStreamGenerator):
-        made = {"video": generator(latents)}
+        made = {"video": generator(latents).float()}
     else:
         streams = generator.streams(latents)
         made = {

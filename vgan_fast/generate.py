@@ -1,17 +1,23 @@
 """`python -m vgan_fast.generate`: clips from a trained generator."""
 
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.cli import Program
 from vgan_fast.device import find_device
 from vgan_fast.errors import UserError
 from vgan_fast.gan_step import build_generator, sample_streams, with_own_statistics
+from vgan_fast.graph import CudaGraph, Graph, Replayed
+from vgan_fast.models import OneStreamGenerator, TwoStreamGenerator
 from vgan_fast.pictures import (
     FPS,
     animated_grid,
@@ -87,12 +93,12 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     if streams and settings.model != "two-stream":
         raise UserError(f"--streams: the generator in {run} has one stream only")
     device = find_device(device)
-    generator = load_generator(checkpoint, settings).to(device)
+    generator = load_generator(checkpoint, settings, device)
     latents = draw_latents(count, settings.latent, seed, to_seed).to(device)
+    graph = CudaGraph(device) if device.type == "cuda" else None
 
-    made = []
-    for first in range(0, count, BATCH):
-        clips = sample_streams(generator, latents[first : first + BATCH])
+    made, first = [], 0
+    for clips in sample_batches(generator, latents, graph):
         if not streams:
             clips = {"video": clips["video"]}
         # Streams of a clip lie side by side: one wide clip.
@@ -103,6 +109,7 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
             for i, clip in enumerate(frames, start=first):
                 picture = film_strip(clip[None]) if each == "png" else animated_grid(clip[None])
                 write_picture(out / f"clip-{i:06d}.{each}", picture, fps)
+            first += len(frames)
     if whole:
         frames = np.concatenate(made)
         write_picture(
@@ -112,24 +119,41 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     return 0
 
 
-def load_generator(checkpoint: Path, settings: Settings):
-    """The generator to sample from: the checkpoint's moving average where it has one, on the CPU.
+def sample_batches(
+    generator: OneStreamGenerator | TwoStreamGenerator, latents: Tensor, graph: Graph | None
+) -> Iterator[dict[str, Tensor]]:
+    """Streams (`sample_streams`) of `BATCH` latents at a time; the next overwrite them.
+
+    Full batches are replayed from `graph` where there is one; the rest at the end is not padded.
+    """
+    sample = partial(sample_streams, generator)
+    sample_full = Replayed(sample, graph) if graph else sample
+    for batch in latents.split(BATCH):
+        yield sample_full(batch) if len(batch) == BATCH else sample(batch)
+
+
+def load_generator(checkpoint: Path, settings: Settings, device: torch.device):
+    """The generator to sample from: the checkpoint's moving average where it has one.
+
+    Its layers are those that suit the device, whichever it was trained on.
 
     Raises:
         UserError: when the checkpoint holds no such generator.
     """
-    generator = build_generator(settings)
+    backend = "reference" if settings.backend == "reference" else "auto"
+    generator = build_generator(replace(settings, backend=backend, device=device.type))
     load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
+    generator.to(device)
     return with_own_statistics(generator) if settings.average else generator
 
 
-def draw_latents(count: int, size: int, seed: int, to_seed: int | None = None) -> torch.Tensor:
+def draw_latents(count: int, size: int, seed: int, to_seed: int | None = None) -> Tensor:
     """Latents (count, size) fp32 from N(0, 1), or along the arc between two seeds' first ones.
 
     The arc keeps the length typical of Gaussian codes, which a straight line would shorten.
     """
 
-    def drawn(seed: int, rows: int) -> torch.Tensor:
+    def drawn(seed: int, rows: int) -> Tensor:
         # Row by row: how one large draw begins depends on where it ends.
         generator = torch.Generator().manual_seed(seed)
         return torch.stack([torch.randn(size, generator=generator) for _ in range(rows)])

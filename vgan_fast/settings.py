@@ -82,11 +82,18 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
     backend: Literal["auto", "fused", "reference"] = _option(
         "auto",
-        "fastest path measured so far, the fused kernels (on a GPU; not yet measured), or the "
-        "plain reference",
+        "auto: on a GPU for each layer the faster of this project's kernels and the library, on a "
+        "CPU the library; fused: the kernels throughout; reference: the plain loop",
     )
-    precision: Literal["auto", "fp32", "bf16"] = _option(
-        "auto", "activations and products; statistics, losses and weights are always fp32"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = _option(
+        "auto",
+        "activations and products (tf32: products only; fp16: scaled gradients); statistics, "
+        "losses and weights are always fp32",
+    )
+    graph: bool | None = _option(
+        None,
+        "run each step as one CUDA graph  [default: on a GPU, but for --backend reference and "
+        "--precision fp16]",
     )
     seed: int = _option(0, "seed of weights, latents and data order")
     sample_every: int = _option(500, "steps between pictures")
@@ -129,8 +136,16 @@ class Settings:
             )
         if self.schedule == "original" and self.backend != "reference":
             raise UserError("--schedule original needs --backend reference")
-        if self.backend == "reference" and self.precision == "bf16":
-            raise UserError("--backend reference is fp32 only: use --precision fp32 or auto")
+        if self.schedule == "original" and self.precision in ("bf16", "fp16"):
+            raise UserError("--schedule original is for fp32 tensors: use --precision fp32 or tf32")
+        if self.backend == "fused" and self.precision == "fp16":
+            raise UserError(
+                "--precision fp16: not with --backend fused; use --backend auto or --precision bf16"
+            )
+        if self.graph and self.backend == "reference":
+            raise UserError("--graph: not with --backend reference, which is the plain loop")
+        if self.graph and self.precision == "fp16":
+            raise UserError("--graph: not with --precision fp16: its scaler is not captured")
 
     @classmethod
     def chosen(cls, preset: str, given: dict) -> "Settings":

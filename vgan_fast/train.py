@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from vgan_fast.gan_step import GANStep
     from vgan_fast.trainer import ClipSource
 
-# Settings that a resumed run may change: how long, where from and how often, not what.
+# Settings that a resumed run may change: how long, where from and how, not what.
 CHANGEABLE = {
+    "graph",
     *("steps", "sample_every", "checkpoint_every", "keep"),
     *("data", "cache", "decoded", "workers"),
 }

@@ -30,7 +30,7 @@ class TrainingStep(Protocol):
     networks: dict[str, nn.Module]
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
-        """Train on one batch and return scalars on the device."""
+        """Train on one batch and return scalars on the device, good until the next call."""
 
     def sample(self, count: int) -> dict[str, Tensor]:
         """Clips in [-1, 1] by stream, the same latents at every call."""

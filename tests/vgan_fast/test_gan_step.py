@@ -40,6 +40,10 @@ def weights(step):
         {"backend": "reference", "schedule": "original"},
         {"backend": "reference", "schedule": "original", "logits": "2"},
         {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"precision": "fp16", "backend": "reference"},
+        {"precision": "bf16", "backend": "reference"},
+        {"precision": "fp16", "optimizer": "sgd", "lr": 0.1},
     ],
     ids=str,
 )
@@ -131,6 +135,64 @@ def test_bf16_losses_and_gradients_stay_within_rounding_of_the_reference():
         truth = gradient(exact, name)
         error = (gradient(fast, name) - truth).norm() / truth.norm()
         assert 1e-3 < error < most, name
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_fp16_losses_and_gradients_stay_within_rounding_of_the_reference(backend):
+    half, exact = tiny(precision="fp16", backend=backend), tiny(backend="reference")
+    got, expected = half(batch()), exact(batch())
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=2e-3, atol=2e-4)
+
+    def gradient(step, name):
+        moments = step.optimizers[name].state.values()
+        return torch.cat([state["exp_avg"].flatten() for state in moments])
+
+    # fp16 keeps 11 bits, bf16 8: see the test above.
+    for name, most in (("discriminator", 0.01), ("generator", 0.05)):
+        truth = gradient(exact, name)
+        error = (gradient(half, name) - truth).norm() / truth.norm()
+        assert 1e-5 < error < most, name
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_an_fp16_overflow_skips_the_update_and_nothing_else(backend):
+    step = tiny(precision="fp16", backend=backend)
+    step(batch())
+    step.scaler.update(2.0**60)
+    step(batch(1))  # Every gradient overflows.
+    trained = {key: value for key, value in weights(step).items() if "running" not in key}
+    losses = step(batch(2))
+    assert all(value.isfinite() for value in losses.values())
+    assert step.scaler.get_scale() == 2.0**58
+    for key, value in weights(step).items():
+        assert value.isfinite().all()
+        if key in trained and "num_batches" not in key:
+            assert torch.equal(value, trained[key]), key
+    for optimizer in step.optimizers.values():
+        assert all(state["step"] == 1 for state in optimizer.state.values())
+
+
+def test_the_scale_resumes():
+    step = tiny(precision="fp16")
+    step.scaler.scale(torch.ones(()))  # The scaler makes its state at its first use.
+    step.scaler.update(2.0**60)
+    step(batch())
+    assert step.scaler.get_scale() == 2.0**59
+    other = tiny(precision="fp16")
+    other.load_state_dict(copy.deepcopy(step.state_dict()))
+    for name, network in other.networks.items():
+        network.load_state_dict(step.networks[name].state_dict())
+    assert other.scaler.get_scale() == 2.0**59
+    assert step(batch(1)) == other(batch(1))
+    assert step.scaler.state_dict() == other.scaler.state_dict()
+
+
+def test_a_state_from_before_the_scaler_is_taken():
+    step = tiny()
+    state = step.state_dict()
+    del state["scaler"]
+    step.load_state_dict(state)
 
 
 def test_which_passes_update_the_discriminators_running_statistics():

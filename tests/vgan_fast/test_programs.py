@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 
 from vgan_fast import generate, train
-from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
+from vgan_fast.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
+from vgan_fast.gan_step import build_generator
+from vgan_fast.settings import Settings
 
 TINY = [
     "--frames",
@@ -99,7 +101,8 @@ def test_resume_is_bit_for_bit_the_run_that_never_stopped(trained, tmp_path):
     out = tmp_path / "halves"
     common = [*TINY, "--checkpoint-every", 3, "--sample-every", 3, "--out", out]
     assert run(train.main, *common, "--steps", 3) == 0
-    assert run(train.main, "--resume", "--out", out, "--steps", 6, "--precision", "auto") == 0
+    changed = ["--steps", 6, "--precision", "auto", "--no-graph"]
+    assert run(train.main, "--resume", "--out", out, *changed) == 0
     assert_same_weights(out, trained)
     states = [
         torch.load(find_checkpoint(o) / "state.pt", weights_only=True) for o in (out, trained)
@@ -186,7 +189,15 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--loss", "hinge", "--logits", "2"], "--loss hinge needs --logits 1"),
         (["--loss", "wasserstein"], "--loss"),
         (["--schedule", "original"], "--backend reference"),
-        (["--backend", "reference", "--precision", "bf16"], "fp32 only"),
+        (
+            ["--schedule", "original", "--backend", "reference", "--precision", "bf16"],
+            "--schedule original is for fp32 tensors: use --precision fp32 or tf32",
+        ),
+        (["--backend", "fused", "--precision", "fp16"], "use --backend auto or --precision bf16"),
+        (["--precision", "tf32"], "--precision tf32: needs a GPU"),
+        (["--graph"], "--graph: CUDA graphs need a GPU; leave the option out on a CPU"),
+        (["--graph", "--backend", "reference"], "--graph: not with --backend reference"),
+        (["--graph", "--precision", "fp16"], "--graph: not with --precision fp16"),
         (["--model", "one-stream", "--mask-bias", "-1"], "--model one-stream"),
         (["--data", "no-such-folder"], "no-such-folder"),
         (["--flip"], "--flip is for files: name some with --data"),
@@ -232,6 +243,11 @@ def test_a_resumed_run_keeps_its_settings(trained, capsys):
     assert "has all its 6 steps" in capsys.readouterr().err
     assert run(train.main, "--resume", "--out", find_checkpoint(trained), "--steps", 9) == 2
     assert "is a checkpoint; give its run" in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_leave_its_graph():
+    settings = Settings(device="cuda", graph=True)
+    assert not train._resumed(settings, {"graph": False}).graph
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_named(trained, tmp_path, capsys):
@@ -459,3 +475,16 @@ def test_latents_along_the_arc_keep_their_length():
     assert torch.equal(
         generate.draw_latents(3, 5, 0, 0), generate.draw_latents(1, 5, 0).expand(3, 5)
     )
+
+
+@pytest.mark.parametrize("model", ["two-stream", "one-stream"])
+def test_what_the_kernels_trained_generates_where_they_do_not_run(model, tmp_path):
+    sizes = dict(frames=2, size=8, width=4, latent=8, average=0.9, model=model, mask_penalty=0.0)
+    settings = Settings(backend="fused", device="cpu", precision="fp32", **sizes)
+    networks = {name: build_generator(settings) for name in ("generator", "averaged")}
+    save_checkpoint(tmp_path / "run", 1, networks, {}, settings)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    clips = tmp_path / "clips.png"
+    command = [sys.executable, "-m", "vgan_fast.generate", tmp_path / "run", "--count", "2"]
+    subprocess.run([*command, "--out", clips], env=environment, check=True, capture_output=True)
+    assert clips.stat().st_size > 0
