@@ -97,7 +97,7 @@ class Call:
         norm = vector(*grouped), vector(*grouped), vector(outputs), vector(outputs)
         rest = {
             "convolve": (vector(outputs) if self.direction == "forward" else None, None, slope),
-            "convolve_statistics": (vector(outputs), self.groups),
+            "convolve_statistics": (self.groups,),
             "convolve_masked": (made, slope),
             "convolve_norm_backward": (made, *norm, eps, slope),
         }

@@ -27,7 +27,7 @@ from vgan_fast.kernels.conv import (
 )
 from vgan_fast.kernels.conv.weights import cast, pack
 from vgan_fast.kernels.dispatch import Impl
-from vgan_fast.kernels.frames import clip_to_cells, first_layer_weight, pair_to_cells
+from vgan_fast.kernels.frames import clip_to_cells, pair_to_cells
 from vgan_fast.kernels.head import head_blend, head_tanh
 from vgan_fast.kernels.norm import (
     batch_norm_act,
@@ -170,10 +170,10 @@ class _Pass:
         if _rides(norms) and _takes_batch(norms[0]):
             options = {"eps": norms[0].eps, "slope": 0.0, "impl": self.impl}
             given = batch_norm_act(y, norms[0].weight, norms[0].bias, **options)
-            # Its bias moves the running mean and nothing else.
-            return self._chain(y, given, others, norms, first.bias, up=True, slope=0.0)
-        bias = first.bias.to(y.dtype).view(-1, *[1] * len(sizes))
-        x = self._normalise(y + bias, norms[0], 0.0)
+            return self._chain(y, given, layers[::3], norms, up=True, slope=0.0)
+        if not _takes_batch(norms[0]):
+            y = y + first.bias.to(y.dtype).view(-1, *[1] * len(sizes))
+        x = self._normalise(y, first, norms[0], 0.0)
         way = self._fold if _rides(norms) else self._layer_by_layer
         return way(x, others, norms[1:], up=True, slope=0.0)
 
@@ -185,36 +185,30 @@ class _Pass:
         norms: list[nn.Module],
     ) -> Tensor:
         """The discriminator's body: a first layer on cells, then convolution, norm, leaky ReLU."""
-        weight = first_layer_weight(first.weight)
         options = {"up": False, "impl": self.impl}
         if not norms or not _rides(norms):
-            x = F.leaky_relu(convolve(cells, weight, first.bias, **options), LEAK)
+            x = F.leaky_relu(convolve(cells, first.weight, first.bias, **options), LEAK)
             return self._layer_by_layer(x, convolutions, norms, up=False, slope=LEAK)
-        x = convolve(cells, weight, first.bias, slope=LEAK, **options)
+        x = convolve(cells, first.weight, first.bias, slope=LEAK, **options)
         if not _takes_batch(norms[0]):
             return self._fold(x, convolutions, norms, up=False, slope=LEAK)
-        second, *others = convolutions
+        second = convolutions[0]
         y, *statistics = masked_convolve(
             x,
             second.weight,
-            second.bias,
             self.packed[second],
             slope=LEAK,
             groups=self.groups,
             **options,
         )
-        return self._chain(y, (None, *statistics), others, norms, up=False, slope=LEAK)
-
-    def convolve(self, x: Tensor, convolution: nn.Module, *, up: bool) -> Tensor:
-        """One layer alone."""
-        weight, bias = convolution.weight, convolution.bias
-        return convolve(x, weight, bias, self.packed[convolution], up=up, impl=self.impl)
+        return self._chain(y, (None, *statistics), convolutions, norms, up=False, slope=LEAK)
 
     def track(self) -> None:
         """Update the running statistics of the norms that were passed, in one launch."""
         if not self._tracked:
             return
-        norms, means, variances, rows = (list(of) for of in zip(*self._tracked, strict=True))
+        norms, *of = (list(of) for of in zip(*self._tracked, strict=True))
+        means, variances, biases, rows = of
         buffers = (
             [norm.running_mean for norm in norms],
             [norm.running_var for norm in norms],
@@ -222,12 +216,12 @@ class _Pass:
         )
         momentum = norms[0].momentum
         if momentum is not None:
-            track_statistics(*buffers, means, variances, rows, momentum, impl=self.impl)
+            track_statistics(*buffers, *of, momentum, impl=self.impl)
             return
         for group in range(self.groups):  # a cumulative average
             momentum = 1 / (float(norms[0].num_batches_tracked) + 1)
             of_group = ([v[group : group + 1] for v in of] for of in (means, variances))
-            track_statistics(*buffers, *of_group, rows, momentum, impl=self.impl)
+            track_statistics(*buffers, *of_group, biases, rows, momentum, impl=self.impl)
 
     def _chain(
         self,
@@ -235,7 +229,6 @@ class _Pass:
         given: tuple[Tensor | None, Tensor, Tensor],
         convolutions: list[nn.Module],
         norms: list[nn.Module],
-        bias: Tensor | None = None,
         *,
         up: bool,
         slope: float,
@@ -243,23 +236,23 @@ class _Pass:
         """Norm and activation of y, convolution, norm, and so on.
 
         Args:
-            y: what the first layer made.
+            y: what the first convolution made.
             given: y normalised and activated, where at hand, and its statistics.
-            convolutions, norms: of the layers that follow, and a norm before them.
-            bias: what y lacks.
+            convolutions, norms: of all layers, the first included.
             up, slope: of all layers.
         """
         activated, *statistics = given
         *inner, last = norms
-        for norm, convolution in zip(inner, convolutions, strict=True):
-            self._passed(norm, y, statistics, bias)
+        for norm, before, convolution in zip(
+            inner, convolutions[:-1], convolutions[1:], strict=True
+        ):
+            self._passed(norm, before, y, statistics)
             y, *statistics = norm_convolve(
                 y,
                 *statistics,
                 norm.weight,
                 norm.bias,
                 convolution.weight,
-                convolution.bias,
                 self.packed[convolution],
                 activated,
                 up=up,
@@ -267,8 +260,8 @@ class _Pass:
                 slope=slope,
                 impl=self.impl,
             )
-            activated = bias = None
-        self._passed(last, y, statistics, bias)
+            activated = None
+        self._passed(last, convolutions[-1], y, statistics)
         return self._norm_act(y, statistics, last, True, slope)
 
     def _fold(
@@ -299,16 +292,19 @@ class _Pass:
     ) -> Tensor:
         """Convolution, norm of either kind, activation, each by itself."""
         for convolution, norm in zip(convolutions, norms, strict=True):
-            x = self._normalise(self.convolve(x, convolution, up=up), norm, slope)
+            bias = None if _takes_batch(norm) else convolution.bias
+            packed = self.packed[convolution]
+            x = convolve(x, convolution.weight, bias, packed, up=up, impl=self.impl)
+            x = self._normalise(x, convolution, norm, slope)
         return x
 
-    def _normalise(self, x: Tensor, norm: nn.Module, slope: float) -> Tensor:
-        """Batch norm as `norm` would do it and a (leaky) ReLU."""
+    def _normalise(self, x: Tensor, before: nn.Module, norm: nn.Module, slope: float) -> Tensor:
+        """Batch norm as `norm` would do it and a (leaky) ReLU; `before` is what made x."""
         if not _takes_batch(norm):
             running = norm.running_mean[None], norm.running_var[None]
             return self._norm_act(x, running, norm, False, slope)
         statistics = batch_statistics(x, self.groups, impl=self.impl)
-        self._passed(norm, x, statistics)
+        self._passed(norm, before, x, statistics)
         return self._norm_act(x, statistics, norm, True, slope)
 
     def _norm_act(
@@ -324,16 +320,12 @@ class _Pass:
         return norm_act(x, *statistics, *parameters, **options)
 
     def _passed(
-        self,
-        norm: nn.Module,
-        x: Tensor,
-        statistics: tuple[Tensor, Tensor],
-        bias: Tensor | None = None,
+        self, norm: nn.Module, before: nn.Module, x: Tensor, statistics: tuple[Tensor, Tensor]
     ) -> None:
+        """Remember the batch's statistics of x, which lacks the bias of the layer before."""
         if norm.training and norm.track_running_stats:
-            mean, variance = statistics
-            mean = mean if bias is None else mean + bias.detach()
-            self._tracked.append((norm, mean, variance, x.numel() // mean.numel()))
+            rows = x.numel() // statistics[0].numel()
+            self._tracked.append((norm, *statistics, before.bias, rows))
 
 
 def _flat(x: Tensor) -> Tensor:

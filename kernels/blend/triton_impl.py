@@ -13,6 +13,8 @@ from ..aot import AotCase
 
 # Pixels a program: 8 a thread, so that the planes of a 16-bit video move 16 bytes at a time.
 BLOCK, WARPS = 256, 1
+# Cells by bytes of a value: 4 pixels of 4 bytes a thread are 16 bytes, too, and 8 of them spill.
+CELLS_WARPS = {2: WARPS, 4: 2}
 # Frames of a program of the forward. All of them would leave the GPU at batch 64 with 8 warps a
 # processor; few of them would read and activate the background anew too often.
 FRAMES = 8
@@ -84,7 +86,6 @@ def _launch_forward(head, mask, background, dtype, logits):
     blocks, chunks = triton.cdiv(h * w, BLOCK), triton.cdiv(frames, FRAMES)
     video = torch.empty(n, 3, frames, h, w, dtype=dtype, device=head.device)
     partials = torch.empty(n * chunks * blocks, dtype=torch.float32, device=head.device)
-    mean = torch.empty((), dtype=torch.float32, device=head.device)
     _forward[(partials.numel(),)](
         dispatch.aligned(head),
         dispatch.aligned(mask),
@@ -99,10 +100,14 @@ def _launch_forward(head, mask, background, dtype, logits):
         num_warps=WARPS,
         num_stages=1,
     )
-    _mean[(1,)](
-        partials, mean, partials.numel(), n * frames * h * w, BLOCK=SUMS, num_warps=4, num_stages=1
-    )
-    return video, mean
+    return video, mean_of(partials, n * frames * h * w)
+
+
+def mean_of(partials: Tensor, count: int) -> Tensor:
+    """Scalar fp32: partial sums, (parts,) fp32, added up in float64, over how many they sum."""
+    mean = torch.empty((), dtype=torch.float32, device=partials.device)
+    _mean[(1,)](partials, mean, partials.numel(), count, BLOCK=SUMS, num_warps=4, num_stages=1)
+    return mean
 
 
 def _pixel_blocks(clip: Tensor) -> int:
@@ -131,7 +136,7 @@ def _launch_backward(
         LOGITS=logits,
         CELLS=sums is not None,
         BLOCK=BLOCK,
-        num_warps=WARPS,
+        num_warps=WARPS if sums is None else CELLS_WARPS[head.element_size()],
         num_stages=1,
     )
 
@@ -415,7 +420,7 @@ def aot_cases() -> list[AotCase]:
                     | ({"sums": "*fp32"} if cells else {})
                     | backward_sizes,
                     constants | {"CELLS": cells} | ({} if cells else {"sums": None}),
-                    WARPS,
+                    CELLS_WARPS[2 if dtype == "bf16" else 4] if cells else WARPS,
                     1,
                     "elementwise",
                     odd=("frames",),

@@ -15,7 +15,9 @@ from .. import choice, dispatch
 from ..dispatch import Impl
 from ..norm.api import channels_last, check_norm, norm_act, norm_input_gradient, over_groups
 from . import reference
-from .weights import pack
+from .weights import pack, pack_cells, unpack_cells
+
+CELL = 32  # values of a cell: 2x2x2 pixels of 4 channels
 
 
 def convolve(
@@ -41,7 +43,8 @@ def convolve(
             or copied. Without `up`, sizes are even for kernel 4.
         weight: (A, B, *kernel), fp32, fp16 or bf16, rounded to the dtype of x; its gradient is
             summed in fp32. Read without a permutation when its memory is (*kernel, B, A), as is
-            that of its gradient.
+            that of its gradient. Or (A, 3 or 4, 4, 4, 4) for x in cells
+            (`vgan_fast.kernels.frames`): a first layer, as it would be of the clip.
         bias: a value for each channel of y, fp32.
         packed: the weight in the dtype of x, where at hand; `weight` is then what the gradient
             belongs to.
@@ -98,7 +101,6 @@ def convolve_folded(
 def masked_convolve(
     activated: Tensor,
     weight: Tensor,
-    bias: Tensor,
     packed: Tensor | None = None,
     *,
     up: bool,
@@ -106,14 +108,14 @@ def masked_convolve(
     groups: int = 1,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Convolution and bias of what a (leaky) ReLU made, and the statistics of the result.
+    """Convolution of what a (leaky) ReLU made, and the statistics of the result.
 
-    The gradient that it returns is that of the values before the ReLU: for `convolve`'s y.
-    That of the bias is None: the norm that follows takes out what a bias adds.
+    The gradient that it returns is that of the values before the ReLU: for `convolve`'s y. There is
+    no bias: the norm that follows would take it out.
 
     Args:
         activated: (N, C, *sizes), y of `convolve` with the same slope.
-        weight, bias, packed, up, impl: as of `convolve`.
+        weight, packed, up, impl: as of `convolve`.
         slope: of the ReLU.
         groups: equal parts of the batch, one after the other, which are normalised apart.
 
@@ -126,13 +128,13 @@ def masked_convolve(
             divide the batch.
     """
     dispatch.check_impl(impl)
-    _check(activated, weight, bias, up)
+    _check(activated, weight, None, up)
     if groups < 1 or len(activated) % groups:
         raise ValueError(f"groups must divide the batch {len(activated)}, got {groups}")
     x = activated.contiguous(memory_format=channels_last(activated))
     packed = _packed(weight, packed, x)
     none = (None,) * 4
-    given = x, *none, x.detach(), weight, packed, bias.detach()
+    given = x, *none, x.detach(), weight, packed
     y, mean, variance = _layer(*given, 0.0, slope, groups, up, impl)
     return y, mean.detach(), variance.detach()
 
@@ -144,7 +146,6 @@ def norm_convolve(
     gamma: Tensor,
     beta: Tensor,
     weight: Tensor,
-    bias: Tensor,
     packed: Tensor | None = None,
     activated: Tensor | None = None,
     *,
@@ -153,15 +154,14 @@ def norm_convolve(
     slope: float,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm of x with its own statistics, (leaky) ReLU, convolution, bias, new statistics.
+    """Batch norm of x with its own statistics, (leaky) ReLU, convolution, new statistics.
 
     Args:
         x: (N, C, *sizes), y of `masked_convolve` or of this, or whatever else.
         mean, variance: (groups, C) fp32, statistics of x. The gradient of x counts the way through
             them.
         gamma, beta: (C,) fp32.
-        weight, bias, packed, up, impl: as of `convolve`; the bias gets no gradient, as in
-            `masked_convolve`.
+        weight, packed, up, impl: as of `convolve`.
         activated: x normalised and activated, where at hand.
         eps: added to the variance.
         slope: of the ReLU.
@@ -173,7 +173,7 @@ def norm_convolve(
         TypeError, ValueError, RuntimeError: as `convolve` and `norm_act`.
     """
     dispatch.check_impl(impl)
-    _check(x, weight, bias, up)
+    _check(x, weight, None, up)
     check_norm(x, mean, variance, gamma, beta)
     x = x.contiguous(memory_format=channels_last(x))
     mean, variance = mean.detach(), variance.detach()
@@ -184,7 +184,7 @@ def norm_convolve(
             )
     norm = mean, variance, gamma, beta
     packed = _packed(weight, packed, x)
-    given = x, *norm, activated, weight, packed, bias.detach()
+    given = x, *norm, activated, weight, packed
     y, mean, variance = _layer(*given, eps, slope, len(mean), up, impl)
     return y, mean.detach(), variance.detach()
 
@@ -223,13 +223,22 @@ def project(
 
 
 def _packed(weight: Tensor, packed: Tensor | None, x: Tensor) -> Tensor:
+    if _takes_cells(weight, x):
+        return pack_cells(weight.detach(), x.dtype)
     return pack(weight.detach() if packed is None else packed, x.dtype)
+
+
+def _takes_cells(weight: Tensor, x: Tensor) -> bool:
+    """Whether it is a first layer's and x lies in cells."""
+    return weight.dim() == 5 and weight.shape[1] in (3, 4) and x.shape[1] == CELL
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, up: bool) -> None:
     if x.dim() not in (4, 5):
         raise ValueError(f"x must be (N, C, H, W) or (N, C, T, H, W), got {tuple(x.shape)}")
     a, b, *kernel = weight.shape if weight.dim() == x.dim() else (0, 0)
+    if kernel == [4, 4, 4] and not up and _takes_cells(weight, x):
+        b, kernel = CELL, [2, 2, 2]
     if kernel not in ([4] * (x.dim() - 2), [2, 2, 2]):
         raise ValueError(
             f"weight must be (A, B, 4, ...) or (A, B, 2, 2, 2) of the rank of x {tuple(x.shape)},"
@@ -340,7 +349,6 @@ def _layer(
     activated: Tensor,
     weight: Tensor,
     packed: Tensor,
-    bias: Tensor,
     eps: float,
     slope: float,
     groups: int,
@@ -348,21 +356,24 @@ def _layer(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolves `activated`; the rest is what its gradient goes through and belongs to."""
-    return _run("convolve_statistics", "gather", impl, activated, packed, bias, groups, up=up)
+    return _run("convolve_statistics", "gather", impl, activated, packed, groups, up=up)
 
 
 @_layer.register_fake
-def _(
-    x, mean, variance, gamma, beta, activated, weight, packed, bias, eps, slope, groups, up, impl
-):
+def _(x, mean, variance, gamma, beta, activated, weight, packed, eps, slope, groups, up, impl):
     y = _empty_result(activated, packed, up)
     y_mean = y.new_empty(groups, y.shape[1], dtype=torch.float32)
     return y, y_mean, torch.empty_like(y_mean)
 
 
-def _gradient_of_weight(weight: Tensor, x: Tensor, dy: Tensor, up: bool, impl: str) -> Tensor:
+def _gradient_of_weight(
+    weight: Tensor, packed: Tensor, x: Tensor, dy: Tensor, up: bool, impl: str
+) -> Tensor:
     fine, coarse = (dy, x) if up else (x, dy)
-    return _weight_gradient(fine, coarse, weight.shape[2], impl).to(weight.dtype)
+    gradient = _weight_gradient(fine, coarse, packed.shape[2], impl)
+    if gradient.shape != weight.shape:
+        gradient = unpack_cells(gradient, weight.shape[1])
+    return gradient.to(weight.dtype)
 
 
 def _save_convolve(ctx, inputs, output):
@@ -378,14 +389,14 @@ def _convolve_backward(ctx, dz):
     if wants_x:
         dx = _convolve(dz, packed, packed, None, None, 1.0, not ctx.up, ctx.impl)
     if wants_weight:
-        dweight = _gradient_of_weight(weight, x, dz, ctx.up, ctx.impl)
+        dweight = _gradient_of_weight(weight, packed, x, dz, ctx.up, ctx.impl)
     if wants_bias:
         dbias = dz.sum((0, *range(2, dz.dim())), dtype=torch.float32)
     return dx, dweight, None, dbias, None, None, None, None
 
 
 def _save_layer(ctx, inputs, output):
-    *tensors, _, ctx.eps, ctx.slope, _, ctx.up, ctx.impl = inputs
+    *tensors, ctx.eps, ctx.slope, _, ctx.up, ctx.impl = inputs
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
@@ -395,7 +406,7 @@ def _layer_backward(ctx, dy, *_):
     dy = dy.contiguous(memory_format=channels_last(dy))
     dx = dgamma = dbeta = dweight = None
     if ctx.needs_input_grad[6]:
-        dweight = _gradient_of_weight(weight, activated, dy, ctx.up, ctx.impl)
+        dweight = _gradient_of_weight(weight, packed, activated, dy, ctx.up, ctx.impl)
     if mean is None:
         if ctx.needs_input_grad[0]:
             dx = _convolve_masked(dy, packed, activated, ctx.slope, not ctx.up, ctx.impl)
@@ -406,7 +417,7 @@ def _layer_backward(ctx, dy, *_):
         )
         dx = norm_input_gradient(g, *norm, sums, ctx.eps, ctx.slope, True, True, ctx.impl)
         dgamma, dbeta = over_groups(sums)
-    return dx, None, None, dgamma, dbeta, None, dweight, *[None] * 7
+    return dx, None, None, dgamma, dbeta, None, dweight, *[None] * 6
 
 
 _convolve.register_autograd(_convolve_backward, setup_context=_save_convolve)

@@ -19,7 +19,7 @@ the arithmetic of taps, channels and positions into shifts and multiplications.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -480,19 +480,18 @@ def convolve(
 def convolve_statistics(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
     groups: int,
     *,
     up: bool,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch y = convolution + bias, then the merge of its statistics."""
+    """Launch y = convolution, then the merge of its statistics."""
     dispatch.launches["convolve_statistics"] += 1
     call = _Call(x, weight, up, "statistics", config, groups)
     wide = torch.float64 if x.dtype == torch.float32 else torch.float32
     partial = call.empty(2, call.channels, groups * call.parts, dtype=wide)
     count = call.empty(groups * call.parts, dtype=torch.int32)
-    y = call.launch(shift=bias, partial=partial, count=count)
+    y = call.launch(partial=partial, count=count)
     mean, variance = call.empty(groups, call.channels), call.empty(groups, call.channels)
     _merge_statistics[(call.channels, groups)](
         partial, count, mean, variance, call.channels, call.parts, BLOCK=BLOCK_P
@@ -824,20 +823,17 @@ _PAPER = {
 
 
 def aot_cases() -> list[AotCase]:
-    """The paper's layers in bf16, each with the default of a large and of a small GPU, and fp32."""
-    cases = {}
+    """The paper's layers in bf16 and fp32 with all that is worth timing, defaults first."""
+    cases = []
     for name, (sizes, a, b, kernel, calls) in _PAPER.items():
         for direction, epilogue, batch in calls:
             volume = len(sizes) == 3
             layer = _Layer(direction == "up", kernel, volume, (1,) * (not volume) + sizes, a, b)
-            for room in (227 << 10, 99 << 10):
-                config = _candidates(layer, batch, "16 bits", room)[0]
-                case = _aot_case(f"{name} {direction}", layer, config, epilogue)
-                cases[case.name] = case
-    exact = [
-        _aot_case("D2, G4 down", _Layer(False, 4, True, (8, 16, 16), 128, 64), *rest)
-        for rest in ((_EXACT[0], "statistics", "ieee"), (_TF32[0], "statistics", "tf32"))
-    ]
+            cases += [
+                _aot_case(f"{name} {direction}", layer, config, epilogue, precision)
+                for precision in get_args(Precision)
+                for config in _candidates(layer, batch, precision, 227 << 10)
+            ]
     partial = {"partial_ptr": "*fp32", "channels": "i32", "parts": "i32"}
     pairs = dict.fromkeys(("normed_ptr", "sum_ptr"), "*fp32")
     moments = {"count_ptr": "*i32"} | dict.fromkeys(("mean_ptr", "variance_ptr"), "*fp32")
@@ -857,11 +853,11 @@ def aot_cases() -> list[AotCase]:
             ("sums", _merge_sums, {"variance_ptr": "*fp32", "eps": "fp32"} | pairs),
         )
     ]
-    return [*cases.values(), *exact, *merges]
+    return cases + merges
 
 
 def _aot_case(
-    name: str, layer: _Layer, config: Config, epilogue: str, precision: Precision = "16 bits"
+    name: str, layer: _Layer, config: Config, epilogue: str, precision: Precision
 ) -> AotCase:
     vectors = {
         "none": [],
@@ -884,9 +880,9 @@ def _aot_case(
     )
     names = [name for name in _gather_gemm.arg_names if name.endswith("_ptr")]
     absent = [name for name in names if name not in pointers]
-    tile = f"{config.rows}x{constants['BLOCK_N']}x{constants['BLOCK_K']}"
+    tile = f"{config.rows}x{constants['BLOCK_N']}x{constants['BLOCK_K']}, {config.num_warps} warps"
     return AotCase(
-        f"{name} {epilogue} {tile} {kind[1:] if precision == '16 bits' else precision}",
+        f"{name} {epilogue}, {tile}, {'bf16' if precision == '16 bits' else precision}",
         _gather_gemm,
         pointers | {"rows": "i32", "tiles": "i32", "eps": "fp32", "slope": "fp32"},
         constants | {name: None for name in absent},
@@ -894,4 +890,5 @@ def _aot_case(
         config.num_stages,
         "small" if precision == "ieee" else "matmul",
         odd=("rows", "tiles"),
+        shared_bytes=config.shared_bytes(2 if precision == "16 bits" else 4),
     )

@@ -34,10 +34,10 @@ def convolve(
 
 
 def convolve_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, *, up: bool
+    x: Tensor, weight: Tensor, groups: int, *, up: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = convolution + bias, and the statistics of its groups: three passes."""
-    y = convolve(x, weight, bias, up=up)
+    """y = convolution, and the statistics of its groups: three passes."""
+    y = _product(x, weight, up)
     return y, *_batch_statistics(y, groups)
 
 

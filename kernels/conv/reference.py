@@ -42,13 +42,13 @@ def convolve(
 
 
 def convolve_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, *, up: bool
+    x: Tensor, weight: Tensor, groups: int, *, up: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = convolution + bias, and mean and biased variance (groups, C) of y as stored.
+    """y = convolution, and mean and biased variance (groups, C) of y as stored.
 
     The batch falls into `groups` equal parts, one after the other.
     """
-    y = convolve(x, weight, bias, up=up)
+    y = convolve(x, weight, up=up)
     variance, mean = torch.var_mean(_by_group(_wide(y), groups), (1, 3), correction=0)
     return y, mean, variance
 

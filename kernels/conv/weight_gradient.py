@@ -411,9 +411,9 @@ def aot_case(layer: str, config: Config, dtype: str = "bf16", precision: str = "
     fine, coarse, sizes, kernel = LAYERS[layer]
     constants, _ = _constants(64, sizes, kernel, (fine, fine), (coarse, coarse), config)
     exact = dtype == "fp32" and precision == "ieee"
-    tile = f"{config.rows}x{config.columns}x{config.positions}"
+    tile = f"{config.rows}x{config.columns}x{config.positions}, {config.num_warps} warps"
     return AotCase(
-        f"weight gradient {layer}, {tile}{f', {dtype} {precision}' if dtype == 'fp32' else ''}",
+        f"{layer} weight gradient, {tile}, {dtype if dtype == 'bf16' else precision}",
         _product,
         {"fine_ptr": f"*{dtype}", "coarse_ptr": f"*{dtype}", "out_ptr": "*fp32"}
         | {"batch": "i32", "boxes": "i32", "steps": "i32"},
@@ -422,23 +422,20 @@ def aot_case(layer: str, config: Config, dtype: str = "bf16", precision: str = "
         config.num_stages,
         "small" if exact else "matmul",
         odd=("batch", "boxes", "steps"),
+        shared_bytes=config.shared_bytes(2 if dtype == "bf16" else 4),
     )
 
 
 def aot_cases() -> list[AotCase]:
-    """The default of each layer for much and for little shared memory, and the sum over splits."""
-    cases = {}
+    """Every layer in bf16 and fp32 with all that is worth timing, and the sum over splits."""
+    products = []
     for layer in LAYERS:
-        for room in (227 << 10, 99 << 10):
-            case = aot_case(layer, layer_configs(layer, room)[0])
-            cases[case.name] = case
-    fp32 = [
-        aot_case("D2, G4", _EXACT[0], "fp32"),
-        aot_case("D2, G4", _TF32[0], "fp32", "tf32"),
-    ]
+        products += [aot_case(layer, config) for config in layer_configs(layer, 227 << 10)]
+        products += [aot_case(layer, config, "fp32") for config in _EXACT]
+        products += [aot_case(layer, config, "fp32", "tf32") for config in _TF32]
     sums = [
         AotCase(
-            f"weight gradient, sum over {splits} splits",
+            f"convolution, sum over {splits} splits",
             _sum,
             {"partial_ptr": "*fp32", "out_ptr": "*fp32", "splits": "i32", "weights": "i32"},
             {"BLOCK_S": block_s, "BLOCK": block},
@@ -450,4 +447,4 @@ def aot_cases() -> list[AotCase]:
         )
         for splits, (block_s, block) in (("few", FEW_SPLITS), ("many", MANY_SPLITS))
     ]
-    return [*cases.values(), *fp32, *sums]
+    return products + sums

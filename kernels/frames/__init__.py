@@ -2,7 +2,6 @@
 
 from .api import (
     clip_to_cells,
-    first_layer_weight,
     frames_to_cells,
     normalise_frames,
     pair_to_cells,
@@ -10,7 +9,6 @@ from .api import (
 
 __all__ = [
     "clip_to_cells",
-    "first_layer_weight",
     "frames_to_cells",
     "normalise_frames",
     "pair_to_cells",

@@ -9,7 +9,6 @@ through them are dropped.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import dispatch
@@ -132,28 +131,6 @@ def pair_to_cells(
     _check_dtype("the cells' dtype", dtype)
     dispatch.check_impl(impl)
     return _pair_to_cells(frames, clip.detach(), dtype, impl)
-
-
-def first_layer_weight(weight: Tensor) -> Tensor:
-    """Rearrange a first layer's weight for cells; plain differentiable PyTorch.
-
-    Args:
-        weight: (C, 3, 4, 4, 4), or with 4 for 3, any dtype, of a convolution with stride 2 and
-            padding 1.
-
-    Returns:
-        (C, 32, 2, 2, 2) for a convolution of cells with stride 1 and no padding; zero for a
-        channel 3 that the weight has not.
-
-    Raises:
-        ValueError: the weight has another shape.
-    """
-    if weight.dim() != 5 or weight.shape[1] not in (3, 4) or weight.shape[2:] != (4, 4, 4):
-        raise ValueError(f"weight must be (C, 3 or 4, 4, 4, 4), got {tuple(weight.shape)}")
-    missing = 4 - weight.shape[1]
-    # Tap k of an axis reads cell k // 2 of the two, pixel k % 2 in it.
-    taps = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing)).view(-1, 4, 2, 2, 2, 2, 2, 2)
-    return taps.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
 
 
 def _check_frames(frames: Tensor) -> None:

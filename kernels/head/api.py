@@ -38,7 +38,8 @@ def head_blend(
 
     Returns:
         The video, (N, 3, T, H, W) in [-1, 1], contiguous (planar), and the mask's mean, scalar
-        fp32 in [0, 1]. Gradients have the dtypes of the inputs; that of x is stored channels-last.
+        fp32 in [0, 1]. Gradients have the dtypes of the inputs; that of x is stored channels-last,
+        that of the weight in the order (*kernel, 4, Cin).
         The logits are kept for the backward in the dtype of x.
 
     Raises:
@@ -144,7 +145,7 @@ def _(
 ):
     return (
         torch.empty_like(x, memory_format=torch.channels_last_3d),
-        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        weight.new_empty(4, 4, 4, 4, len(weight)).permute(4, 3, 0, 1, 2),  # packed
         weight.new_empty(4),
         torch.empty_like(background, memory_format=torch.contiguous_format),
     )

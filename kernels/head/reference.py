@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..blend.reference import mask_blend, mask_blend_backward
+from ..conv.weights import pack
 
 
 def head_blend(
@@ -47,7 +48,7 @@ def head_blend_backward(
     )
     return (
         dx.contiguous(memory_format=torch.channels_last_3d),
-        dweight.to(weight.dtype).contiguous(),
+        pack(dweight, weight.dtype),
         dbias.to(weight.dtype),
         dbackground,
     )

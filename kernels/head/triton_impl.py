@@ -18,11 +18,10 @@ from torch import Tensor
 
 from .. import dispatch
 from ..aot import AotCase
-from ..blend.triton_impl import mask_blend_backward_in_cells
+from ..blend.triton_impl import mask_blend_backward_in_cells, mean_of
 from ..conv.gather import convolve
 from ..conv.weight_gradient import weight_gradient
-from ..conv.weights import pack
-from ..frames.api import first_layer_weight
+from ..conv.weights import pack_cells, unpack_cells
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ def head_blend(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    mean = mask_sum.sum(dtype=torch.float64) / (n * 8 * depth * height * width)
-    return video, mean.float(), logits
+    mean = mean_of(mask_sum, n * 8 * depth * height * width)
+    return video, mean, logits
 
 
 def head_blend_backward(
@@ -88,10 +87,9 @@ def head_blend_backward(
     gradients = mask_blend_backward_in_cells(dvideo, dmean, logits, background)
     dcells, dbias, dbackground = gradients
     # Seen from the logits, the head is a first layer: a convolution with stride 2 and padding 1.
-    dx = convolve(dcells, pack(first_layer_weight(weight), x.dtype), up=False)
-    dweight = weight_gradient(dcells, x, 2).unflatten(1, (2, 2, 2, 4))
-    dweight = _flat(dweight.permute(0, 4, 5, 1, 6, 2, 7, 3), weight.dtype)
-    return dx, dweight.view(-1, 4, 4, 4, 4), dbias.to(weight.dtype), dbackground
+    dx = convolve(dcells, pack_cells(weight, x.dtype), up=False)
+    dweight = unpack_cells(weight_gradient(dcells, x, 2), 4).to(weight.dtype)
+    return dx, dweight, dbias.to(weight.dtype), dbackground
 
 
 def _cell_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -119,6 +119,7 @@ def track_statistics(
     counts: list[Tensor],
     means: list[Tensor],
     variances: list[Tensor],
+    biases: list[Tensor],
     rows: list[int],
     momentum: float,
     *,
@@ -131,6 +132,8 @@ def track_statistics(
         counts: a scalar int64 for each norm: groups tracked so far.
         means, variances: a (groups, C) fp32 for each norm, of `batch_statistics`, as many groups
             in all.
+        biases: a (C,) fp32 for each norm: what the values lack, as a norm takes it out; it moves
+            the running mean and nothing else.
         rows: for each norm, values a channel and group that they were taken over.
         momentum: weight of a new group.
         impl: see `dispatch.run`.
@@ -141,9 +144,10 @@ def track_statistics(
     """
     dispatch.check_impl(impl)
     groups, device = len(means[0]), means[0].device
-    of = zip(running_means, running_vars, counts, means, variances, rows, strict=True)
-    for running_mean, running_var, count, mean, variance, _ in of:
+    of = zip(running_means, running_vars, counts, means, variances, biases, rows, strict=True)
+    for running_mean, running_var, count, mean, variance, bias, _ in of:
         shape = mean.shape[-1:]
+        _check_vector("bias", bias, shape, device)
         for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
             _check_vector(name, vector, shape, device)
             if not vector.is_contiguous():
@@ -154,8 +158,8 @@ def track_statistics(
             _check_vector(name, vector, (groups, *shape), device)
         if count.dtype != torch.int64 or count.dim() or count.device != device:
             raise TypeError(f"count must be a scalar int64 on {device}, got {count}")
-    means, variances = ([v.detach() for v in vectors] for vectors in (means, variances))
-    _track(means, variances, running_means, running_vars, counts, rows, momentum, impl)
+    given = ([v.detach().contiguous() for v in vectors] for vectors in (means, variances, biases))
+    _track(*given, running_means, running_vars, counts, rows, momentum, impl)
 
 
 def check_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -313,6 +317,7 @@ def _(dy, x, mean, variance, weight, bias, sums, eps, slope, from_batch, masked,
 def _track(
     means: Sequence[Tensor],
     variances: Sequence[Tensor],
+    biases: Sequence[Tensor],
     running_means: Sequence[Tensor],
     running_vars: Sequence[Tensor],
     counts: Sequence[Tensor],
@@ -321,7 +326,7 @@ def _track(
     impl: str,
 ) -> None:
     """Apart from the other ops so that those mutate nothing."""
-    arguments = running_means, running_vars, counts, means, variances, rows, momentum
+    arguments = running_means, running_vars, counts, means, variances, biases, rows, momentum
     _run("track", impl, *arguments)
 
 

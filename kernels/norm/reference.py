@@ -93,14 +93,15 @@ def track(
     counts: list[Tensor],
     means: list[Tensor],
     variances: list[Tensor],
+    biases: list[Tensor],
     rows: list[int],
     momentum: float,
 ) -> None:
     """Move running statistics and counts, in place, by each group of `rows` values a channel."""
-    of = zip(running_means, running_vars, counts, means, variances, rows, strict=True)
-    for running_mean, running_var, count, mean, variance, n in of:
+    of = zip(running_means, running_vars, counts, means, variances, biases, rows, strict=True)
+    for running_mean, running_var, count, mean, variance, bias, n in of:
         for group_mean, group_variance in zip(mean, variance, strict=True):
-            running_mean.lerp_(group_mean, momentum)
+            running_mean.lerp_(group_mean + bias, momentum)
             running_var.lerp_(group_variance * (n / (n - 1)), momentum)
         count.add_(len(mean))
 

@@ -32,7 +32,8 @@ MAX_PROGRAMS = 768
 # So few rows a group are taken by one program for each block of channels: one launch where there
 # are three, and by arithmetic a few microseconds, as what it reads again is in the cache.
 WHOLE_ROWS = 4096
-WHOLE_BLOCK = (256, 16)  # rows, channels: 4 loads of 16 bytes a thread
+# Its tile, (rows, channels), by bytes of a value: 4 loads of 16 bytes a thread.
+WHOLE_BLOCK = {2: (256, 16), 4: (128, 16)}
 BLOCK_P = 1024  # so many partials a channel can be merged: a power of two above MAX_PROGRAMS
 
 
@@ -437,6 +438,7 @@ def _track_kernel(
     counts,  # each () int64
     means,  # each (G, C) fp32
     variances,  # each (G, C) fp32, biased
+    biases,  # each (C,) fp32
     channels,  # each C
     unbias,  # each rows / (rows - 1)
     groups,
@@ -448,9 +450,10 @@ def _track_kernel(
         inside = c < channels[norm]
         mean = tl.load(running_means[norm] + c, mask=inside)
         variance = tl.load(running_vars[norm] + c, mask=inside)
+        bias = tl.load(biases[norm] + c, mask=inside)
         for group in range(groups):
             at = group * channels[norm] + c
-            mean += momentum * (tl.load(means[norm] + at, mask=inside) - mean)
+            mean += momentum * (tl.load(means[norm] + at, mask=inside) + bias - mean)
             unbiased = tl.load(variances[norm] + at, mask=inside) * unbias[norm]
             variance += momentum * (unbiased - variance)
         tl.store(running_means[norm] + c, mean, mask=inside)
@@ -579,7 +582,7 @@ def batch_norm_act(
         statistics = batch_statistics(x, groups)
         return norm_act(x, *statistics, weight, bias, eps, slope), *statistics
     y, mean, variance = _like(x), _fp32(x, groups, channels), _fp32(x, groups, channels)
-    block_r, block_c = WHOLE_BLOCK
+    block_r, block_c = WHOLE_BLOCK[x.element_size()]
     _whole_forward_kernel[(triton.cdiv(channels, block_c), groups)](
         x,
         y,
@@ -619,7 +622,7 @@ def backward(
         sums = parameter_gradients(*given, eps, slope)
         return input_gradient(*given, sums, eps, slope, from_batch, masked=False), sums
     dx, sums = _like(x), _fp32(x, 2, groups, channels)
-    block_r, block_c = WHOLE_BLOCK
+    block_r, block_c = WHOLE_BLOCK[x.element_size()]
     _whole_backward_kernel[(triton.cdiv(channels, block_c), groups)](
         *given,
         *sums,
@@ -733,6 +736,7 @@ def track(
     counts: list[Tensor],
     means: list[Tensor],
     variances: list[Tensor],
+    biases: list[Tensor],
     rows: list[int],
     momentum: float,
 ) -> None:
@@ -745,6 +749,7 @@ def track(
         tuple(counts),
         tuple(means),
         tuple(variances),
+        tuple(biases),
         channels,
         tuple(n / (n - 1) for n in rows),
         len(means[0]),
@@ -778,7 +783,6 @@ def aot_cases() -> list[AotCase]:
         return {"BLOCK_R": depth * lanes, "BLOCK_C": block_c}
 
     merge = {"BLOCK_P": BLOCK_P}
-    whole = dict(zip(("BLOCK_R", "BLOCK_C"), WHOLE_BLOCK, strict=True))
     cases = [
         case(
             _merge_sums_kernel,
@@ -789,8 +793,9 @@ def aot_cases() -> list[AotCase]:
             "norm_act parameter gradients, merge",
         )
     ]
-    for dtype in ("bf16", "fp32"):
+    for dtype, element_size in (("bf16", 2), ("fp32", 4)):
         x, dy, y, dx = ({name: f"*{dtype}"} for name in ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr"))
+        whole = dict(zip(("BLOCK_R", "BLOCK_C"), WHOLE_BLOCK[element_size], strict=True))
         cases += [
             case(
                 _statistics_kernel,
@@ -863,7 +868,8 @@ def aot_cases() -> list[AotCase]:
             )
         ]
     # Eight norms: the generator's two streams.
-    vectors = dict.fromkeys(("running_means", "running_vars", "means", "variances"), (fp32,) * 8)
+    names = "running_means", "running_vars", "means", "variances", "biases"
+    vectors = dict.fromkeys(names, (fp32,) * 8)
     cases.append(
         case(
             _track_kernel,

@@ -18,6 +18,12 @@ from vgan_fast.kernels.conv import (
 from vgan_fast.kernels.conv.weights import pack
 from vgan_fast.kernels.norm import batch_statistics
 
+IN_THE_INTERPRETER = [
+    ("clip", torch.float32),
+    ("odd channels", torch.float16),
+    ("picture", torch.float32),
+    ("cells", torch.float32),
+]
 # Batch, A, B, sizes of the coarse side, kernel.
 SHAPES = {
     "clip": (2, 16, 8, (2, 4, 4), 4),
@@ -26,7 +32,14 @@ SHAPES = {
     "ragged picture": (3, 7, 9, (3, 5), 4),
     "cells": (2, 16, 32, (2, 3, 4), 2),
 }
-IMPLS = ["triton", "reference"]
+# Kernels by themselves are tested elsewhere, in every dtype; here some of each.
+CASES = [
+    pytest.param(shape, impl, dtype, id=f"{name}-{impl}-{dtype}")
+    for name, shape in SHAPES.items()
+    for impl in ("triton", "reference")
+    for dtype in DTYPES
+    if impl == "reference" or DEVICE == "cuda" or (name, dtype) in IN_THE_INTERPRETER
+]
 
 
 def channels_last(x):
@@ -68,10 +81,8 @@ def ours_and_theirs(function, theirs, tensors, dy, dtype):
     return runs
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "impl", "dtype"), CASES)
 def test_a_layer_alone(shape, up, impl, dtype):
     x, weight, bias, dy = sample(shape, up, dtype)
     before = dispatch.launches.copy()
@@ -89,33 +100,31 @@ def test_a_layer_alone(shape, up, impl, dtype):
     assert ours["weight"].permute(*range(2, weight.dim()), 1, 0).is_contiguous()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
-@pytest.mark.parametrize("shape", ["clip", "picture"])
+@pytest.mark.parametrize(
+    ("shape", "impl", "dtype"), [c for c in CASES if c.id.startswith(("clip-ref", "picture"))]
+)
 def test_two_layers_with_a_leaky_relu_between(shape, up, groups, impl, dtype):
-    """Its slope counts once in the gradient, and the second bias gets none."""
-    n, a, b, sizes, kernel = SHAPES[shape]
+    """Its slope counts once in the gradient."""
+    n, a, b, sizes, kernel = shape
     first = (n, a, b, [2 * s for s in sizes], kernel) if not up else (n, a, b, sizes, kernel)
     x, weight, bias, middle = sample(first, up, dtype)
     inner = [s // 2 for s in middle.shape[2:]] if not up else middle.shape[2:]
     channels = middle.shape[1]
     second = (n, 12, channels, inner, 4) if not up else (n, channels, 12, inner, 4)
-    _, weight2, bias2, dy = sample(second, up, dtype, seed=1)
+    _, weight2, _, dy = sample(second, up, dtype, seed=1)
     made = []
 
     def both(x, weight, bias, weight2):
         y = convolve(x, weight, bias, up=up, slope=0.2, impl=impl)
-        y, *statistics = masked_convolve(
-            y, weight2, bias2, up=up, slope=0.2, groups=groups, impl=impl
-        )
+        y, *statistics = masked_convolve(y, weight2, up=up, slope=0.2, groups=groups, impl=impl)
         made.append((y, statistics))
         return y
 
     def library(x, weight, bias, weight2):
         y = F.leaky_relu(plain(x, weight, bias, up), 0.2)
-        return plain(y, weight2, bias2.to(y.dtype), up)
+        return plain(y, weight2, weight2.new_zeros(()).expand(12), up)
 
     tensors = {"x": x, "weight": weight, "bias": bias, "weight2": weight2}
     ours, theirs, wide = ours_and_theirs(both, library, tensors, dy, dtype)
@@ -123,8 +132,8 @@ def test_two_layers_with_a_leaky_relu_between(shape, up, groups, impl, dtype):
         if dtype == torch.float32 or name in ("y", "weight2"):
             assert_close_to_float64(name, value, theirs[name], wide[name])
         else:  # near 0 the rounded ReLU's side differs between the two
-            torch.testing.assert_close(value, theirs[name].to(value.dtype), rtol=0.05, atol=0.2)
-    (y, (mean, variance)) = made[0]
+            assert (value - wide[name]).norm() <= 0.1 * wide[name].norm(), name
+    y, (mean, variance) = made[0]
     expected = reference_statistics(y, groups)
     torch.testing.assert_close((mean, variance), expected, rtol=1e-5, atol=1e-6)
     assert not mean.requires_grad and not variance.requires_grad
@@ -137,11 +146,9 @@ def reference_statistics(y, groups):
     return tuple(torch.stack([p[i] for p in parts]).float() for i in (1, 0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("slope", [0.0, 0.2])
-@pytest.mark.parametrize(("groups", "up"), [(1, True), (2, False), (2, True)], ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("slope", "up"), [(0.0, True), (0.2, False)], ids=str)
+@pytest.mark.parametrize(("shape", "impl", "dtype"), CASES)
 def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
     n, *rest = shape
     shape = (2 * n, *rest)
@@ -154,7 +161,7 @@ def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
     def ours(x, gamma, beta, weight):
         statistics = batch_statistics(x, groups, impl=impl)
         y, *after = norm_convolve(
-            x, *statistics, gamma, beta, weight, bias, up=up, eps=1e-3, slope=slope, impl=impl
+            x, *statistics, gamma, beta, weight, up=up, eps=1e-3, slope=slope, impl=impl
         )
         made.append((y, after))
         return y
@@ -165,7 +172,7 @@ def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
             for part in x.chunk(groups)
         ]
         activated = F.leaky_relu(torch.cat(parts), slope).to(x.dtype)
-        return plain(activated, weight, bias.to(x.dtype), up)
+        return plain(activated, weight, torch.zeros_like(bias), up)
 
     tensors = {"x": x, "gamma": gamma, "beta": beta, "weight": weight}
     before = dispatch.launches.copy()
@@ -181,10 +188,8 @@ def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
     torch.testing.assert_close((mean, variance), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "impl", "dtype"), CASES)
 def test_a_folded_layer(shape, up, impl, dtype):
     x, weight, shift, _ = sample(shape, up, dtype)
     scale = torch.rand(len(shift), device=DEVICE) + 0.5
@@ -228,7 +233,7 @@ def test_opcheck(shape, up):
     for tensor in (x, weight, bias, *norm[2:]):
         tensor.requires_grad_()
     torch.library.opcheck(api._convolve, (x, weight, packed, bias, None, 1.0, up, impl))
-    activated, rest = x.detach(), (weight, packed, bias.detach(), 1e-3, slope, n, up, impl)
+    activated, rest = x.detach(), (weight, packed, 1e-3, slope, n, up, impl)
     torch.library.opcheck(api._layer, (x, None, None, None, None, activated, *rest))
     torch.library.opcheck(api._layer, (x, *norm, activated, *rest))
 
@@ -260,8 +265,6 @@ REFUSED = {
         ValueError,
         r"2 at least.*\(2, 6, 4, 4, 1\)",
     ),
-    "bias length": ({"bias": torch.ones(6)}, ValueError, r"bias must be \(8\).*\(6,\)"),
-    "bias bf16": ({"bias": torch.ones(8).bfloat16()}, TypeError, "bias must be fp32"),
     "device": ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta"),
     "impl": ({"impl": "cuda"}, ValueError, "impl"),
 }
@@ -270,27 +273,39 @@ REFUSED = {
 @pytest.mark.parametrize(("wrong", "error", "message"), REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("function", [convolve, masked_convolve, convolve_folded, norm_convolve])
 def test_wrong_arguments_are_refused_with_their_values(function, wrong, error, message):
-    options = {"x": X, "weight": WEIGHT, "bias": torch.ones(8), "up": False, "slope": 0.2} | wrong
+    options = {"x": X, "weight": WEIGHT, "up": False, "slope": 0.2} | wrong
     if function is norm_convolve:
         one = torch.ones(6)
         options |= {"mean": one[None], "variance": one[None], "gamma": one, "beta": one, "eps": 0.1}
     elif function is masked_convolve:
         options["activated"] = options.pop("x")
     elif function is convolve_folded:
-        options["scale"] = torch.ones_like(options["bias"])
-        options["shift"] = options.pop("bias")
+        options["scale"] = options["shift"] = torch.ones(8)
     before = dispatch.launches.copy()
     with pytest.raises(error, match=message):
         function(**options)
     assert dispatch.launches == before
 
 
+def test_vectors_that_do_not_fit_are_refused():
+    for wrong, error, message in (
+        (torch.ones(6), ValueError, r"bias must be \(8\).*\(6,\)"),
+        (torch.ones(8).bfloat16(), TypeError, "bias must be fp32"),
+    ):
+        with pytest.raises(error, match=message):
+            convolve(X, WEIGHT, wrong, up=False)
+        with pytest.raises(error, match=message):
+            convolve_folded(X, WEIGHT, torch.ones(8), wrong, up=False, slope=0.2)
+    with pytest.raises(ValueError, match=r"scale must be \(8\).*\(6,\)"):
+        convolve_folded(X, WEIGHT, torch.ones(6), torch.ones(8), up=False, slope=0.2)
+
+
 def test_groups_must_divide_the_batch():
     with pytest.raises(ValueError, match="groups must divide the batch 2, got 3"):
-        masked_convolve(X, WEIGHT, torch.ones(8), up=False, slope=0.2, groups=3)
+        masked_convolve(X, WEIGHT, up=False, slope=0.2, groups=3)
     with pytest.raises(ValueError, match=r"mean must be \(groups, 6\)"):
         vectors = torch.ones(3, 6), torch.ones(3, 6), torch.ones(6), torch.ones(6)
-        norm_convolve(X, *vectors, WEIGHT, torch.ones(8), up=False, eps=1e-3, slope=0.2)
+        norm_convolve(X, *vectors, WEIGHT, up=False, eps=1e-3, slope=0.2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -240,7 +240,8 @@ def test_results_are_laid_out_as_promised(cin, impl):
     leaves = leaves_of(inputs((2, cin, 1, 2, 3)))
     video, mean = head_blend(*leaves, impl=impl)
     dx, dweight, _, dbackground = gradients((video, mean), leaves, video.detach(), mean.detach())
-    assert video.is_contiguous() and dweight.is_contiguous() and dbackground.is_contiguous()
+    assert video.is_contiguous() and dbackground.is_contiguous()
+    assert dweight.permute(2, 3, 4, 1, 0).is_contiguous()
     assert dx.is_contiguous(memory_format=torch.channels_last_3d)
 
 

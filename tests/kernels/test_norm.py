@@ -351,18 +351,19 @@ def test_running_statistics_follow_batch_norm(momentum, impl):
     """Of several norms in one launch, two groups in turn."""
     channels, rows = (300, 5, 128), (24, 6, 12)
     theirs = [nn.BatchNorm3d(c, momentum=momentum).to(DEVICE) for c in channels]
+    biases = [torch.randn(c, device=DEVICE) for c in channels]
     names = "running_mean", "running_var", "num_batches_tracked"
     buffers = [[getattr(norm, name).clone() for norm in theirs] for name in names]
     for step in range(2):
         statistics = []
-        for norm, c, n in zip(theirs, channels, rows, strict=True):
+        for norm, bias, c, n in zip(theirs, biases, channels, rows, strict=True):
             x = sample((4, c, n // 2, 1, 1), seed=step)[0]
             for part in x.chunk(2):
-                norm(part)
+                norm(part + bias[:, None, None, None])
             statistics.append(batch_statistics(x, 2, impl="reference"))
         before = dispatch.launches["norm_act_track"]
         of = [list(v) for v in zip(*statistics, strict=True)]
-        track_statistics(*buffers, *of, list(rows), momentum, impl=impl)
+        track_statistics(*buffers, *of, biases, list(rows), momentum, impl=impl)
         assert dispatch.launches["norm_act_track"] == before + (impl == "triton")
         for name, ours in zip(names, buffers, strict=True):
             for mine, norm in zip(ours, theirs, strict=True):
@@ -477,7 +478,7 @@ def test_opcheck(shape, groups, impl):
             arguments = dy, *given, sums, *options, masked, impl
             torch.library.opcheck(api.norm_input_gradient, arguments)
     count = torch.zeros((), dtype=torch.int64, device=DEVICE)
-    groups_of = [[v] for v in (*statistics, mean.clone(), variance.clone(), count)]
+    groups_of = [[v] for v in (*statistics, bias, mean.clone(), variance.clone(), count)]
     torch.library.opcheck(api._track, (*groups_of, [9], 0.1, impl))
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
@@ -562,8 +563,9 @@ def test_running_statistics_are_checked():
         (2, count.float(), TypeError, "count must be a scalar int64"),
         (2, count[None], TypeError, "count must be a scalar int64"),
         (4, matrix[:1], ValueError, r"variance must be \(2, 6\)"),
+        (5, vector[:5], ValueError, r"bias must be \(6,\)"),
     ):
-        arguments = [[vector.clone()], [vector.clone()], [count], [matrix], [matrix]]
+        arguments = [[v] for v in (vector.clone(), vector.clone(), count, matrix, matrix, vector)]
         arguments[at] = [wrong]
         with pytest.raises(error, match=message):
             track_statistics(*arguments, [9], 0.1)
@@ -602,12 +604,15 @@ def test_auto_warns_once_when_the_kernel_fails_and_runs_the_twin(name, monkeypat
         "batch_norm_act": (api._batch_norm_act, (x, weight, bias, 1, 1e-5, 0.2)),
         "backward": (api._backward, (dy, *given, 1e-5, 0.2, True)),
         "input_gradient": (api.norm_input_gradient, (dy, *given, sums, 1e-5, 0.2, True, False)),
-        "track": (api._track, ([mean], [variance], *running, [count.to(DEVICE)], [9], 0.1)),
+        "track": (
+            api._track,
+            ([mean], [variance], [bias], *running, [count.to(DEVICE)], [9], 0.1),
+        ),
     }[name]
     first, *rest = arguments
     run = op._init_fn
     if name == "track":  # asks the first of the running means
-        rest[1][0] = rest[1][0].as_subclass(claimed)
+        rest[2][0] = rest[2][0].as_subclass(claimed)
         on_gpu = first
     else:
         on_gpu = first.as_subclass(claimed)
