@@ -12,6 +12,8 @@ from torch import Tensor
 Impl = Literal["auto", "triton", "reference"]
 Result = TypeVar("Result")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that kernels take
+# Of every launch. Pinned, as Triton 3.10 turns the default around.
+OPTIONS = {"enable_fp_fusion": True}
 
 # Kernel launches by name, for tests and benchmarks to see that a kernel ran.
 launches: Counter[str] = Counter()

@@ -30,6 +30,7 @@ from vgan_fast.kernels.dispatch import Impl
 from vgan_fast.kernels.frames import clip_to_cells, pair_to_cells
 from vgan_fast.kernels.head import head_blend, head_tanh
 from vgan_fast.kernels.norm import (
+    FEW_ROWS,
     batch_norm_act,
     batch_statistics,
     norm_act,
@@ -77,10 +78,14 @@ class TwoStreamGenerator(models.TwoStreamGenerator):
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Video in the activations' dtype for each row of `latent`, and the mask's mean, fp32."""
-        run = _Pass([*self.foreground[::3], *self.background[::3]], latent, self.impl)
+        convolutions, last = [*self.foreground[::3], *self.background[::3]], self.background_head
+        run = _Pass(convolutions, latent, self.impl, others=[last.weight, last.bias])
         x = run.upsample(self.foreground)
         # The library's: three channels for one frame of a clip, too little for tiles of our own.
-        still = self.background_head(run.upsample(self.background))
+        weight, bias = (
+            _Cast.apply(*of) for of in zip((last.weight, last.bias), run.copies, strict=True)
+        )
+        still = F.conv_transpose2d(run.upsample(self.background), weight, bias, 2, 1)
         run.track()
         head = self.head
         return head_blend(x, head.weight, head.bias, still, dtype=x.dtype, impl=self.impl)
@@ -120,11 +125,11 @@ class Discriminator(models.Discriminator):
 
     def _score(self, cells: Tensor, groups: int) -> Tensor:
         first, _, *middle, last = self.layers
-        run = _Pass([*middle[::3], last], cells, self.impl, groups, biases=[last.bias])
+        run = _Pass([*middle[::3], last], cells, self.impl, groups, others=[last.bias])
         x = run.downsample(cells, first, middle[::3], middle[1::3])
         run.track()
         # A kernel as large as its input: one product.
-        packed = _flat(run.packed[last]).T, *run.packed_biases
+        packed = _flat(run.packed[last]).T, *run.copies
         return project(_flat(x), _flat(last.weight).T, last.bias, *packed)
 
 
@@ -136,11 +141,11 @@ class _Pass:
         like: its input.
         impl: which implementation the ops use.
         groups: equal parts of the batch that are normalised apart.
-        biases: what else is needed in the dtype of the activations.
+        others: parameters that are needed in the dtype of the activations besides.
 
     Attributes:
         packed: the weight of each of the layers in the dtype of the activations.
-        packed_biases: the biases in it.
+        copies: the others in it.
     """
 
     def __init__(
@@ -149,15 +154,15 @@ class _Pass:
         like: Tensor,
         impl: Impl,
         groups: int = 1,
-        biases: Sequence[Tensor] = (),
+        others: Sequence[Tensor] = (),
     ):
         self.impl, self.groups = impl, groups
         self.like = like.to(_activations_dtype(like))
         convolutions = list(convolutions)
         weights = [convolution.weight.detach() for convolution in convolutions]
-        copies = cast([*weights, *(bias.detach() for bias in biases)], self.like.dtype)
+        copies = cast([*weights, *(other.detach() for other in others)], self.like.dtype)
         self.packed = dict(zip(convolutions, copies, strict=False))
-        self.packed_biases = copies[len(convolutions) :]
+        self.copies = copies[len(convolutions) :]
         self._tracked = []
 
     def upsample(self, layers: nn.Sequential) -> Tensor:
@@ -168,9 +173,7 @@ class _Pass:
         y = project(self.like, _flat(first.weight), packed=_flat(self.packed[first]))
         y = y.view(len(y), *sizes, channels).movedim(-1, 1)
         if _rides(norms) and _takes_batch(norms[0]):
-            options = {"eps": norms[0].eps, "slope": 0.0, "impl": self.impl}
-            given = batch_norm_act(y, norms[0].weight, norms[0].bias, **options)
-            return self._chain(y, given, layers[::3], norms, up=True, slope=0.0)
+            return self._chain(y, None, layers[::3], norms, up=True, slope=0.0)
         if not _takes_batch(norms[0]):
             y = y + first.bias.to(y.dtype).view(-1, *[1] * len(sizes))
         x = self._normalise(y, first, norms[0], 0.0)
@@ -201,7 +204,7 @@ class _Pass:
             groups=self.groups,
             **options,
         )
-        return self._chain(y, (None, *statistics), convolutions, norms, up=False, slope=LEAK)
+        return self._chain(y, statistics, convolutions, norms, up=False, slope=LEAK)
 
     def track(self) -> None:
         """Update the running statistics of the norms that were passed, in one launch."""
@@ -226,7 +229,7 @@ class _Pass:
     def _chain(
         self,
         y: Tensor,
-        given: tuple[Tensor | None, Tensor, Tensor],
+        statistics: tuple[Tensor, Tensor] | None,
         convolutions: list[nn.Module],
         norms: list[nn.Module],
         *,
@@ -237,32 +240,45 @@ class _Pass:
 
         Args:
             y: what the first convolution made.
-            given: y normalised and activated, where at hand, and its statistics.
+            statistics: of y, where at hand.
             convolutions, norms: of all layers, the first included.
             up, slope: of all layers.
         """
-        activated, *statistics = given
-        *inner, last = norms
-        for norm, before, convolution in zip(
-            inner, convolutions[:-1], convolutions[1:], strict=True
+        options = {"slope": slope, "impl": self.impl}
+        for norm, before, behind in zip(
+            norms, convolutions, [*convolutions[1:], None], strict=True
         ):
+            activated = None
+            if statistics is None:
+                # Between layers `norm_convolve` has its gradients.
+                with torch.set_grad_enabled(torch.is_grad_enabled() and behind is None):
+                    activated, *statistics = batch_norm_act(
+                        y, norm.weight, norm.bias, self.groups, eps=norm.eps, **options
+                    )
             self._passed(norm, before, y, statistics)
+            if behind is None:
+                break
+            few = self._rows(y, up) <= FEW_ROWS
             y, *statistics = norm_convolve(
                 y,
                 *statistics,
                 norm.weight,
                 norm.bias,
-                convolution.weight,
-                self.packed[convolution],
+                behind.weight,
+                self.packed[behind],
                 activated,
                 up=up,
                 eps=norm.eps,
-                slope=slope,
-                impl=self.impl,
+                statistics=not few,
+                **options,
             )
-            activated = None
-        self._passed(last, convolutions[-1], y, statistics)
-        return self._norm_act(y, statistics, last, True, slope)
+            statistics = None if few else statistics
+        return self._norm_act(y, statistics, norm, True, slope) if activated is None else activated
+
+    def _rows(self, x: Tensor, up: bool) -> int:
+        """Values a channel and group of what a layer makes of x."""
+        rows, scale = x.numel() // (x.shape[1] * self.groups), 2 ** (x.dim() - 2)
+        return rows * scale if up else rows // scale
 
     def _fold(
         self,
@@ -326,6 +342,21 @@ class _Pass:
         if norm.training and norm.track_running_stats:
             rows = x.numel() // statistics[0].numel()
             self._tracked.append((norm, *statistics, before.bias, rows))
+
+
+class _Cast(torch.autograd.Function):
+    """A copy of a parameter in place of it, as of `cast`."""
+
+    @staticmethod
+    def forward(ctx, parameter: Tensor, copy: Tensor) -> Tensor:
+        """The copy."""
+        ctx.dtype = parameter.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient in the parameter's dtype."""
+        return gradient.to(ctx.dtype), None
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ def _launch_forward(head, mask, background, dtype, logits):
         BLOCK=BLOCK,
         num_warps=WARPS,
         num_stages=1,
+        **dispatch.OPTIONS,
     )
     return video, mean_of(partials, n * frames * h * w)
 
@@ -106,7 +107,16 @@ def _launch_forward(head, mask, background, dtype, logits):
 def mean_of(partials: Tensor, count: int) -> Tensor:
     """Scalar fp32: partial sums, (parts,) fp32, added up in float64, over how many they sum."""
     mean = torch.empty((), dtype=torch.float32, device=partials.device)
-    _mean[(1,)](partials, mean, partials.numel(), count, BLOCK=SUMS, num_warps=4, num_stages=1)
+    _mean[(1,)](
+        partials,
+        mean,
+        partials.numel(),
+        count,
+        BLOCK=SUMS,
+        num_warps=4,
+        num_stages=1,
+        **dispatch.OPTIONS,
+    )
     return mean
 
 
@@ -138,6 +148,7 @@ def _launch_backward(
         BLOCK=BLOCK,
         num_warps=WARPS if sums is None else CELLS_WARPS[head.element_size()],
         num_stages=1,
+        **dispatch.OPTIONS,
     )
 
 

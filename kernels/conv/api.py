@@ -152,8 +152,9 @@ def norm_convolve(
     up: bool,
     eps: float,
     slope: float,
+    statistics: bool = True,
     impl: Impl = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Batch norm of x with its own statistics, (leaky) ReLU, convolution, new statistics.
 
     Args:
@@ -165,9 +166,10 @@ def norm_convolve(
         activated: x normalised and activated, where at hand.
         eps: added to the variance.
         slope: of the ReLU.
+        statistics: whether those of y are wanted; `batch_norm_act` of few rows makes its own.
 
     Returns:
-        y, mean and variance as of `masked_convolve`.
+        y, mean and variance as of `masked_convolve`; None for what is not wanted.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `convolve` and `norm_act`.
@@ -185,8 +187,8 @@ def norm_convolve(
     norm = mean, variance, gamma, beta
     packed = _packed(weight, packed, x)
     given = x, *norm, activated, weight, packed
-    y, mean, variance = _layer(*given, eps, slope, len(mean), up, impl)
-    return y, mean.detach(), variance.detach()
+    y, mean, variance = _layer(*given, eps, slope, len(mean) if statistics else 0, up, impl)
+    return (y, mean.detach(), variance.detach()) if statistics else (y, None, None)
 
 
 def project(
@@ -355,7 +357,13 @@ def _layer(
     up: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Convolves `activated`; the rest is what its gradient goes through and belongs to."""
+    """Convolves `activated`; the rest is what its gradient goes through and belongs to.
+
+    Without groups there are no statistics but empty ones.
+    """
+    if not groups:
+        y = _run("convolve", "gather", impl, activated, packed, up=up)
+        return y, *(y.new_empty(0, y.shape[1], dtype=torch.float32) for _ in range(2))
     return _run("convolve_statistics", "gather", impl, activated, packed, groups, up=up)
 
 

@@ -29,7 +29,7 @@ from ..aot import AotCase
 # summation does not depend on the GPU.
 BLOCKS, ACCUMULATORS = 264, 1 << 14
 # With fewer positions a split, partial sums would cost more than they gain.
-SPLIT_POSITIONS = 512
+SPLIT_POSITIONS = 1024
 # Tile of the sum over splits, (splits, weights), where they are few and where they are many: there
 # are then fewer weights than a GPU has threads. 32 bytes a thread of 256.
 FEW_SPLITS, MANY_SPLITS, SUM_WARPS = (2, 1024), (32, 64), 8
@@ -115,11 +115,19 @@ def weight_gradient(
         PRECISION=_precision(fine.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **dispatch.OPTIONS,
     )
     if splits > 1:
         block_s, block = FEW_SPLITS if splits <= MANY_SPLITS[0] else MANY_SPLITS
         _sum[(triton.cdiv(out.numel(), block),)](
-            partial, out, splits, out.numel(), BLOCK_S=block_s, BLOCK=block, num_warps=SUM_WARPS
+            partial,
+            out,
+            splits,
+            out.numel(),
+            BLOCK_S=block_s,
+            BLOCK=block,
+            num_warps=SUM_WARPS,
+            **dispatch.OPTIONS,
         )
     return out.permute(-1, -2, *range(len(sizes)))
 
@@ -427,10 +435,11 @@ def aot_case(layer: str, config: Config, dtype: str = "bf16", precision: str = "
 
 
 def aot_cases() -> list[AotCase]:
-    """Every layer in bf16 and fp32 with all that is worth timing, and the sum over splits."""
-    products = []
-    for layer in LAYERS:
-        products += [aot_case(layer, config) for config in layer_configs(layer, 227 << 10)]
+    """Every layer with all that is worth timing, in fp32 two of them; the sums over splits."""
+    products = [
+        aot_case(layer, config) for layer in LAYERS for config in layer_configs(layer, 227 << 10)
+    ]
+    for layer in ("D2, G4", "picture 4"):
         products += [aot_case(layer, config, "fp32") for config in _EXACT]
         products += [aot_case(layer, config, "fp32", "tf32") for config in _TF32]
     sums = [

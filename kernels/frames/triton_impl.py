@@ -29,7 +29,13 @@ def normalise_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
     clip = torch.empty(frames.shape, dtype=dtype, device=frames.device)
     count = frames.numel()
     _normalise[(triton.cdiv(count, FLAT),)](
-        frames, clip, count, BLOCK=FLAT, num_warps=FLAT_WARPS, num_stages=1
+        frames,
+        clip,
+        count,
+        BLOCK=FLAT,
+        num_warps=FLAT_WARPS,
+        num_stages=1,
+        **dispatch.OPTIONS,
     )
     return clip.permute(0, 4, 1, 2, 3)
 
@@ -68,7 +74,14 @@ def clip_to_cells_backward(dcells: Tensor, dtype: torch.dtype) -> Tensor:
     t, h, w = (2 * size - 2 for size in dcells.shape[2:])
     dclip = torch.empty(n, 3, t, h, w, dtype=dtype, device=dcells.device)
     _from_cells[_rows(dcells)](
-        dispatch.aligned(dcells), dclip, T=t, H=h, W=w, **_tile(w), num_stages=1
+        dispatch.aligned(dcells),
+        dclip,
+        T=t,
+        H=h,
+        W=w,
+        **_tile(w),
+        num_stages=1,
+        **dispatch.OPTIONS,
     )
     return dclip
 
@@ -85,14 +98,29 @@ def _launch_frames(frames: Tensor, cells: Tensor) -> None:
     frames = dispatch.aligned(frames.contiguous())
     room = frames.shape[3]
     _frames_to_cells[_rows(cells)](
-        frames, cells, T=t, H=h, W=w, ROOM=room, **_tile(room), num_stages=1
+        frames,
+        cells,
+        T=t,
+        H=h,
+        W=w,
+        ROOM=room,
+        **_tile(room),
+        num_stages=1,
+        **dispatch.OPTIONS,
     )
 
 
 def _launch_clip(clip: Tensor, cells: Tensor) -> None:
     t, h, w = clip.shape[2:]
     _clip_to_cells[_rows(cells)](
-        dispatch.aligned(clip.contiguous()), cells, T=t, H=h, W=w, **_tile(w), num_stages=1
+        dispatch.aligned(clip.contiguous()),
+        cells,
+        T=t,
+        H=h,
+        W=w,
+        **_tile(w),
+        num_stages=1,
+        **dispatch.OPTIONS,
     )
 
 

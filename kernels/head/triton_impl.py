@@ -74,6 +74,7 @@ def head_blend(
         BLOCK_K=_fitting(config.columns, cin),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **dispatch.OPTIONS,
     )
     mean = mean_of(mask_sum, n * 8 * depth * height * width)
     return video, mean, logits

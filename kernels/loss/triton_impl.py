@@ -16,7 +16,15 @@ def logistic_losses(logits: Tensor, real: list[bool]) -> Tensor:
     dispatch.launches["logistic_losses"] += 1
     losses = torch.empty(len(real), dtype=torch.float32, device=logits.device)
     count = len(logits) // len(real)
-    _forward[(len(real),)](logits, losses, count, _bits(real), BLOCK=BLOCK, num_warps=WARPS)
+    _forward[(len(real),)](
+        logits,
+        losses,
+        count,
+        _bits(real),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+        **dispatch.OPTIONS,
+    )
     return losses
 
 
@@ -26,7 +34,14 @@ def logistic_losses_backward(dlosses: Tensor, logits: Tensor, real: list[bool]) 
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     count = len(logits) // len(real)
     _backward[(len(real), triton.cdiv(count, BLOCK))](
-        dlosses, logits, dlogits, count, _bits(real), BLOCK=BLOCK, num_warps=WARPS
+        dlosses,
+        logits,
+        dlogits,
+        count,
+        _bits(real),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return dlogits
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from .. import dispatch
 from . import reference
 
+# So few rows a group are normalised in one launch where there are three.
+FEW_ROWS = 4096
+
 
 def batch_statistics(
     x: Tensor, groups: int = 1, *, impl: dispatch.Impl = "auto"
@@ -92,14 +95,14 @@ def batch_norm_act(
     slope: float = 0.0,
     impl: dispatch.Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_statistics` and `norm_act` with them, in one launch where rows are few; no gradient.
+    """`batch_statistics` and `norm_act` with them, in one launch up to `FEW_ROWS` a group.
 
     Args:
         x, groups, eps, slope, impl: as of the two.
         weight, bias: (C,) fp32.
 
     Returns:
-        y; mean and biased variance, (groups, C) fp32.
+        y, differentiable as `norm_act`; mean and biased variance, (groups, C) fp32.
 
     Raises:
         TypeError, ValueError: as the two.
@@ -108,9 +111,10 @@ def batch_norm_act(
     _check_batch(x, groups)
     for name, vector in (("weight", weight), ("bias", bias)):
         _check_vector(name, vector, (x.shape[1],), x.device)
-    x = x.detach().contiguous(memory_format=channels_last(x))
-    vectors = weight.detach().contiguous(), bias.detach().contiguous()
-    return _batch_norm_act(x, *vectors, groups, eps, slope, impl)
+    x = x.contiguous(memory_format=channels_last(x))
+    vectors = weight.contiguous(), bias.contiguous()
+    y, mean, variance = _batch_norm_act(x, *vectors, groups, eps, slope, impl)
+    return y, mean.detach(), variance.detach()
 
 
 def track_statistics(
@@ -342,9 +346,23 @@ def _gradients(ctx, dy):
     return dx, None, None, dweight, dbias, None, None, None, None
 
 
+def _save_batch(ctx, inputs, output):
+    x, weight, bias, _, ctx.eps, ctx.slope, ctx.impl = inputs
+    _, mean, variance = output
+    ctx.save_for_backward(x, mean, variance, weight, bias)
+    ctx.set_materialize_grads(False)
+
+
+def _batch_gradients(ctx, dy, *_):
+    dy = dy.contiguous(memory_format=channels_last(dy))
+    dx, sums = _backward(dy, *ctx.saved_tensors, ctx.eps, ctx.slope, True, ctx.impl)
+    return dx, *over_groups(sums), None, None, None, None
+
+
 def over_groups(sums: Tensor) -> Tensor:
     """Gradients of weight and bias, (2, C), from each group's shares, (2, groups, C)."""
     return sums.sum(1) if sums.shape[1] > 1 else sums.squeeze(1)
 
 
 _norm_act.register_autograd(_gradients, setup_context=_save)
+_batch_norm_act.register_autograd(_batch_gradients, setup_context=_save_batch)

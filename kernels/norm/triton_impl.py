@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..aot import AotCase
+from . import api
 
 WARPS = 4
 # 64 channels are a whole cache line even in bf16, and a thread's 16 bytes are 8 of them.
@@ -29,10 +30,8 @@ STAGES = tl.constexpr(3)
 # Programs of a reduction: what 132 multiprocessors (H200) hold at a time, 6 each. A constant, not
 # asked of the device: the order of summation is part of the result.
 MAX_PROGRAMS = 768
-# So few rows a group are taken by one program for each block of channels: one launch where there
-# are three, and by arithmetic a few microseconds, as what it reads again is in the cache.
-WHOLE_ROWS = 4096
-# Its tile, (rows, channels), by bytes of a value: 4 loads of 16 bytes a thread.
+# Tile of few rows, which one program takes for each block of channels, reading them again from the
+# cache: by arithmetic a few microseconds.
 WHOLE_BLOCK = {2: (256, 16), 4: (128, 16)}
 BLOCK_P = 1024  # so many partials a channel can be merged: a power of two above MAX_PROGRAMS
 
@@ -520,6 +519,7 @@ def batch_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         LANES=lanes,
         BLOCK_C=block_c,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     mean, variance = _fp32(x, groups, channels), _fp32(x, groups, channels)
     _merge_statistics_kernel[(channels, groups)](
@@ -533,6 +533,7 @@ def batch_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         steps * STATISTICS_DEPTH * lanes,
         BLOCK_P=BLOCK_P,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return mean, variance
 
@@ -567,6 +568,7 @@ def norm_act(
         BLOCK_R=APPLY_DEPTH * lanes,
         BLOCK_C=block_c,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return y
 
@@ -578,7 +580,7 @@ def batch_norm_act(
     dispatch.launches["batch_norm_act"] += 1
     x = dispatch.aligned(x)
     rows, channels = _sizes(x, groups)
-    if rows > WHOLE_ROWS:
+    if rows > api.FEW_ROWS:
         statistics = batch_statistics(x, groups)
         return norm_act(x, *statistics, weight, bias, eps, slope), *statistics
     y, mean, variance = _like(x), _fp32(x, groups, channels), _fp32(x, groups, channels)
@@ -597,6 +599,7 @@ def batch_norm_act(
         BLOCK_R=block_r,
         BLOCK_C=block_c,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return y, mean, variance
 
@@ -618,7 +621,7 @@ def backward(
     groups = len(mean)
     rows, channels = _sizes(x, groups)
     given = dy, x, mean, variance, weight, bias
-    if rows > WHOLE_ROWS:
+    if rows > api.FEW_ROWS:
         sums = parameter_gradients(*given, eps, slope)
         return input_gradient(*given, sums, eps, slope, from_batch, masked=False), sums
     dx, sums = _like(x), _fp32(x, 2, groups, channels)
@@ -635,6 +638,7 @@ def backward(
         BLOCK_R=block_r,
         BLOCK_C=block_c,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return dx, sums
 
@@ -673,6 +677,7 @@ def parameter_gradients(
         LANES=lanes,
         BLOCK_C=block_c,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     sums = _fp32(x, 2, groups, channels)
     _merge_sums_kernel[(channels, groups)](
@@ -684,6 +689,7 @@ def parameter_gradients(
         eps,
         BLOCK_P=BLOCK_P,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return sums
 
@@ -726,6 +732,7 @@ def input_gradient(
         BLOCK_R=BACKWARD_APPLY_DEPTH * lanes,
         BLOCK_C=block_c,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
     return dx
 
@@ -756,6 +763,7 @@ def track(
         momentum,
         BLOCK_C=128,
         num_warps=WARPS,
+        **dispatch.OPTIONS,
     )
 
 

@@ -103,7 +103,7 @@ def check(x, vectors, dy, **options):
     before = dispatch.launches.copy()
     ours = gradients(layer, x, vectors, dy, impl="triton", **options)
     names = {"norm_act", "norm_act_backward"}
-    if x.numel() // (x.shape[1] * options.get("groups", 1)) > triton_impl.WHOLE_ROWS:
+    if x.numel() // (x.shape[1] * options.get("groups", 1)) > api.FEW_ROWS:
         names.add("norm_act_input_gradient")
     if options["training"]:
         names.add("batch_statistics")
@@ -134,7 +134,7 @@ def poison(monkeypatch):
 @pytest.fixture
 def in_parts(monkeypatch):
     """Statistics, merge and apply apart, as of tensors that are too large for the interpreter."""
-    monkeypatch.setattr(triton_impl, "WHOLE_ROWS", 0)
+    monkeypatch.setattr(api, "FEW_ROWS", 0)
 
 
 @pytest.fixture
@@ -178,15 +178,32 @@ def test_few_rows_are_taken_whole(shape, training, dtype):
         assert_close_to_float64("y", whole[0], by_eager, y)
         statistics = reference.batch_statistics(x.double(), groups)
         torch.testing.assert_close(whole[1:], tuple(v.float() for v in statistics))
+        assert not whole[1].requires_grad and not whole[2].requires_grad
         # The backward takes its sign of z from the statistics that are stored.
         again = norm_act(x, *whole[1:], *vectors[:2], from_batch=True, **options, impl="triton")
         assert again.equal(whole[0])
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_gradients_of_statistics_and_norm_in_one(impl):
+    x, (weight, bias, *_), dy = sample((4, 17, 5, 7))
+    runs = []
+    for in_one in (True, False):
+        inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        if in_one:
+            y, *_ = batch_norm_act(*inputs, 2, eps=1e-3, slope=0.2, impl=impl)
+        else:
+            statistics = batch_statistics(x, 2, impl=impl)
+            options = {"from_batch": True, "eps": 1e-3, "slope": 0.2, "impl": impl}
+            y = norm_act(inputs[0], *statistics, *inputs[1:], **options)
+        runs.append(torch.autograd.grad(y, inputs, dy))
+    torch.testing.assert_close(*runs)
+
+
 def test_the_limit_of_what_is_taken_whole(monkeypatch):
     x, vectors, dy = sample((1, 5, 4, 9))
     for limit, launches in ((36, {"batch_norm_act"}), (35, ...)):
-        monkeypatch.setattr(triton_impl, "WHOLE_ROWS", limit)
+        monkeypatch.setattr(api, "FEW_ROWS", limit)
         if launches is ...:
             launches = {"batch_norm_act", "batch_statistics", "norm_act"}
         before = dispatch.launches.copy()
@@ -469,7 +486,6 @@ def test_opcheck(shape, groups, impl):
     torch.library.opcheck(api._batch_statistics, (x, groups, impl))
     statistics = [v.expand(groups, -1).contiguous() for v in (mean, variance)]
     given = x, *statistics, weight, bias
-    torch.library.opcheck(api._batch_norm_act, (x, weight, bias, groups, 1e-5, 0.2, impl))
     for from_batch in (True, False):
         options = 1e-5, 0.2, from_batch
         torch.library.opcheck(api._backward, (dy, *given, *options, impl))
@@ -483,6 +499,7 @@ def test_opcheck(shape, groups, impl):
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
     torch.library.opcheck(api._norm_act, (*given, True, 1e-5, 0.2, impl))
+    torch.library.opcheck(api._batch_norm_act, (x, weight, bias, groups, 1e-5, 0.2, impl))
 
 
 @pytest.mark.parametrize("training", [True, False])
