@@ -304,3 +304,16 @@ torch.testing.assert_close(score, discriminator(video))
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+def test_steps_in_bf16_follow_the_fp32_reference(backend):
+    sizes = dict(frames=16, size=32, width=64, latent=100, batch_size=16, seed=3)
+    frames = torch.randint(0, 256, (16, 16, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
+    runs = []
+    for name, precision in (("reference", "fp32"), (backend, "bf16")):
+        step = GANStep(Settings(backend=name, precision=precision, device=DEVICE, **sizes))
+        runs.append([{k: float(v) for k, v in step(frames).items()} for _ in range(5)])
+    for ours, theirs in zip(*runs[::-1], strict=True):
+        assert ours == pytest.approx(theirs, rel=0.05, abs=0.02)
