@@ -19,6 +19,7 @@ import secrets
 import statistics
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
@@ -43,6 +44,7 @@ TILE = 32
 PART = 8  # clips that are held in float64 at a time
 FP32 = torch.finfo(torch.float32).eps
 TF32 = 2.0**-10
+TRIES = 3  # after so many a call that nothing can be decided for has its default
 WARM_UP, REPEATS = 3, 20
 FLUSH = 1 << 28  # bytes: more than any GPU's L2 cache
 
@@ -114,6 +116,8 @@ gpu = Gpu()
 _log = logging.getLogger(__name__)
 _chosen: dict[tuple, Run] = {}  # by key: what a training's steps look up
 _remembered: dict[torch.device, dict[str, Entry]] = {}  # by label: the device's file
+_undecided: Counter[tuple] = Counter()  # by key: times that nothing could be decided
+_announced: set[torch.device] = set()  # where choosing was
 _lock = threading.RLock()  # autograd has threads of its own; two would time each other
 
 
@@ -123,6 +127,9 @@ def run(name: str, *arguments, **options):
     Args:
         name: of the twin in `vgan_fast.kernels.conv.reference`.
         arguments, options: the twin's.
+
+    Raises:
+        torch.AcceleratorError: a candidate broke the device.
     """
     key = _key(name, arguments, options)
     with torch.cuda.device_of(arguments[0]):
@@ -133,9 +140,13 @@ def run(name: str, *arguments, **options):
                 entry = decide(name, arguments, options)
             if entry is None:
                 default = dispatch.launcher(_CONV, name, _module(name))
-                return dispatch.run(name, "auto", default, twin, *arguments, **options)
-            chosen = twin
-            if entry.choice != TWIN:
+                chosen = partial(dispatch.run, name, "auto", default, twin)
+                _undecided[key] += not gpu.capturing()
+                if _undecided[key] < TRIES:
+                    return chosen(*arguments, **options)
+            elif entry.choice == TWIN:
+                chosen = partial(dispatch.run, name, "reference", twin, twin)
+            else:
                 chosen = candidates(name, arguments, options)[entry.choice]
             _chosen[key] = chosen
         return chosen(*arguments, **options)
@@ -175,6 +186,9 @@ def decide(name: str, arguments: tuple, options: dict, fresh: bool = False) -> E
         return entry
     if gpu.capturing():
         return None
+    if device not in _announced:
+        _announced.add(device)
+        _log.warning("choosing kernels for this GPU, once for each shape: it can take minutes")
     entry = _measured(name, arguments, options, runs)
     if entry is None:
         return None
@@ -184,7 +198,7 @@ def decide(name: str, arguments: tuple, options: dict, fresh: bool = False) -> E
             f"{key}: no kernel was verified, the reference runs ({reasons})", stacklevel=3
         )
         return entry
-    _log.info("measured %s: %s", key, entry.choice)  # compiling them can take minutes
+    _log.info("measured %s: %s", key, entry.choice)
     _remembered[device][key] = entry
     _store(*cache_file(device), key, entry)
     return entry
@@ -273,7 +287,7 @@ def _read(path: Path, where: dict[str, str]) -> dict[str, Entry]:
             key: Entry(str(entry["choice"]), tuple(Candidate(**c) for c in entry["candidates"]))
             for key, entry in stored["calls"].items()
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -311,10 +325,14 @@ class _Error:
 
 
 def _measured(name: str, arguments: tuple, options: dict, runs: dict[str, Run]) -> Entry | None:
-    """Verify and time; None if the inputs tell right from wrong in no way."""
+    """Verify and time; None if the inputs tell right from wrong in no way, or memory is short."""
     try:
         answer = _Answer(name, arguments, options)
-    except Exception as error:  # Lack of memory, or of a kernel for float64.
+    except torch.OutOfMemoryError:
+        return None
+    except torch.AcceleratorError:  # the device is lost, and nothing that follows would tell
+        raise
+    except Exception as error:  # Lack of a kernel for float64.
         reason = f"no answer in float64: {_reason(error)}"
         return Entry(TWIN, tuple(Candidate(each, refused=reason) for each in runs))
     if not 0 < answer.largest < float("inf"):
@@ -337,6 +355,10 @@ def _measured(name: str, arguments: tuple, options: dict, runs: dict[str, Run]) 
                 raise _RefusedError(f"error {share:.3g} times what is allowed")
             seconds = gpu.seconds(partial(runs[each], *arguments, **options))
             found[each] = Candidate(each, share, seconds * 1e6)
+        except torch.OutOfMemoryError:
+            return None
+        except torch.AcceleratorError:
+            raise
         except Exception as error:  # Whatever compiling, launching or the library raises.
             found[each] = Candidate(each, share, refused=_reason(error))
     report = tuple(found[each] for each in runs)

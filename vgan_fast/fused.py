@@ -63,7 +63,7 @@ class OneStreamGenerator(models.OneStreamGenerator):
 
 
 class TwoStreamGenerator(models.TwoStreamGenerator):
-    """See `models.TwoStreamGenerator`; `streams` runs the reference's layers.
+    """See `models.TwoStreamGenerator`.
 
     Args:
         shape: sizes of clip and networks.
@@ -78,6 +78,17 @@ class TwoStreamGenerator(models.TwoStreamGenerator):
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Video in the activations' dtype for each row of `latent`, and the mask's mean, fp32."""
+        x, still = self._streams(latent)
+        head = self.head
+        return head_blend(x, head.weight, head.bias, still, dtype=x.dtype, impl=self.impl)
+
+    def _logits(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        x, still = self._streams(latent)
+        head = convolve(x, self.head.weight, self.head.bias, up=True, impl=self.impl)
+        return head, still
+
+    def _streams(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head takes, and logits of the background."""
         convolutions, last = [*self.foreground[::3], *self.background[::3]], self.background_head
         run = _Pass(convolutions, latent, self.impl, others=[last.weight, last.bias])
         x = run.upsample(self.foreground)
@@ -87,8 +98,7 @@ class TwoStreamGenerator(models.TwoStreamGenerator):
         )
         still = F.conv_transpose2d(run.upsample(self.background), weight, bias, 2, 1)
         run.track()
-        head = self.head
-        return head_blend(x, head.weight, head.bias, still, dtype=x.dtype, impl=self.impl)
+        return x, still
 
 
 class Discriminator(models.Discriminator):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.cli import Program
-from vgan_fast.device import find_device
+from vgan_fast.device import configure, find_device
 from vgan_fast.errors import UserError
 from vgan_fast.gan_step import build_generator, sample_streams, with_own_statistics
 from vgan_fast.graph import CudaGraph, Graph, Replayed
@@ -93,6 +93,7 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     if streams and settings.model != "two-stream":
         raise UserError(f"--streams: the generator in {run} has one stream only")
     device = find_device(device)
+    configure(settings)
     generator = load_generator(checkpoint, settings, device)
     latents = draw_latents(count, settings.latent, seed, to_seed).to(device)
     graph = CudaGraph(device) if device.type == "cuda" else None

@@ -687,6 +687,7 @@ def _padded(x: Tensor, weight: Tensor, up: bool) -> tuple[Tensor, Tensor]:
     if any(missing):
         spatial = (0, 0) * (weight.dim() - 2)
         weight = pack(F.pad(weight, (*spatial, 0, missing[1], 0, missing[0])), weight.dtype)
+    assert not any(size % multiple for size in weight.shape[:2]), f"{tuple(weight.shape)}"
     return _with_channels(x, weight.shape[0 if up else 1]), weight
 
 
@@ -748,6 +749,8 @@ def _tiles(*tiles: tuple[int, int, int, int]) -> list[Config]:
 _LONG = _tiles((256, 128, 8, 4), (128, 128, 8, 3), (128, 64, 8, 3))
 _SHORT = _tiles((128, 128, 8, 3), (256, 128, 8, 4), (128, 64, 8, 3))
 _NARROW = _tiles((128, 64, 8, 3), (256, 64, 8, 3), (128, 64, 4, 3))
+# A picture's: the background head's gradient spills on sm_80 with 8 warps to 128 rows.
+_FLAT = _tiles((128, 64, 4, 3), (256, 64, 8, 3), (64, 64, 4, 3))
 _NARROWEST = _tiles((128, 32, 8, 4), (128, 32, 4, 3))
 _LONG_SUM = 4096  # terms: so many hide the epilogue of a tile that is alone on its multiprocessor
 _FILLED = 96  # tiles at least: fewer leave more than a quarter of an H200's 132 idle
@@ -771,8 +774,7 @@ def _candidates(layer: _Layer, batch: int, precision: Precision, shared: int) ->
     elif columns <= 32:
         found = _NARROWEST
     elif columns <= 64:
-        # The background head's gradient spills on sm_80 and sm_86 with 8 warps.
-        found = _NARROW if layer.volume else _NARROW[::-1]
+        found = _NARROW if layer.volume else _FLAT
     else:
         found = _LONG if terms >= _LONG_SUM else _SHORT
 
@@ -801,6 +803,7 @@ def _constants(layer: _Layer, config: Config, epilogue: Epilogue, precision: Pre
         fold *= 2
     if fold > 1:
         depth = max(16, triton.next_power_of_2(fold * inputs))
+        assert depth <= config.depth, f"{depth} numbers a step where {config.depth} fit"
     return {
         "UP": layer.up,
         "KERNEL": layer.kernel,

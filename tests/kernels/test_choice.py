@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +95,7 @@ class FakeGpu(choice.Gpu):
 def forget(monkeypatch):
     """As a new process."""
     monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "_undecided", Counter())
     monkeypatch.setattr(choice, "_remembered", {})
 
 
@@ -258,16 +260,16 @@ def test_a_wrong_clip_in_a_later_part_is_refused(name, gpu, offer):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_what_raises_or_has_another_shape_is_refused(name, gpu, offer):
-    def no_memory(*results):
-        raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+    def no_registers(*results):
+        raise RuntimeError("out of registers\nand more")
 
     narrow = Implementation(
         lambda *a, **o: as_tuple(getattr(reference, name)(*a, **o))[0][..., :-1]
     )
-    offer(a=twin(name, no_memory), b=narrow, library=twin(name))
+    offer(a=twin(name, no_registers), b=narrow, library=twin(name))
     entry = choice.decide(*call(name))
     first, second, third = entry.candidates
-    assert first.refused == "OutOfMemoryError: CUDA out of memory"
+    assert first.refused == "RuntimeError: out of registers"
     assert second.refused.startswith("result of shape (") and third.refused is None
     assert entry.choice == "library"
 
@@ -359,10 +361,10 @@ def test_no_answer_in_float64_is_no_verification(gpu, offer, monkeypatch):
     offer(fast=twin(name), library=twin(name))
 
     def fail(*call):
-        raise torch.OutOfMemoryError("none left")
+        raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(choice, "_Answer", fail)
-    with pytest.warns(UserWarning, match="no answer in float64: OutOfMemoryError: none left"):
+    with pytest.warns(UserWarning, match="no answer in float64: RuntimeError: no such kernel"):
         choice.run(name, *arguments, **options)
     assert not gpu.timed
 
@@ -410,6 +412,7 @@ DAMAGE = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
     "binary": lambda path: path.write_bytes(bytes(range(256))),
     "no object": lambda path: path.write_text("[1, 2]"),
+    "too deep": lambda path: path.write_text("[" * 200_000),
     "null": lambda path: path.write_text("null"),
     "foreign": lambda path: edit(path, lambda c: c["environment"].update(device="other")),
     "other version": lambda path: edit(path, lambda c: c["environment"].update(torch="1.0")),
@@ -688,3 +691,35 @@ def test_on_a_gpu_a_capture_takes_what_was_chosen(monkeypatch, tmp_path):
         y = convolve(x, weight, bias, up=False)
     graph.replay()
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("where", ["answer", "candidate"])
+def test_short_memory_decides_nothing_and_a_lost_device_is_no_choice(
+    where, gpu, offer, monkeypatch
+):
+    given = call("convolve")
+    raised = torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail(*arguments, **options):
+        raise raised
+
+    offer(bad=fail if where == "candidate" else twin(given[0]), library=twin(given[0]))
+    if where == "answer":
+        monkeypatch.setattr(choice, "_Answer", fail)
+    for _ in range(2):
+        assert choice.decide(*given) is None
+    assert not cache_file().exists()
+    raised = torch.AcceleratorError("illegal memory access")
+    with pytest.raises(torch.AcceleratorError):
+        choice.decide(*given)
+
+
+def test_what_cannot_be_decided_is_not_tried_for_ever(gpu, offer, monkeypatch):
+    name, (dy, *rest), options = call("convolve_masked")
+    offer(fast=twin(name), library=twin(name, seconds=2.0))
+    asked = []
+    measured = choice._measured
+    monkeypatch.setattr(choice, "_measured", lambda *a: (asked.append(0), measured(*a))[1])
+    for _ in range(6):
+        choice.run(name, torch.zeros_like(dy), *rest, **options)
+    assert len(asked) == choice.TRIES

@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from vgan_fast.gan_step import GANStep, sample_streams, with_own_statistics
+from vgan_fast.gan_step import GANStep, kernels_of, sample_streams, with_own_statistics
 from vgan_fast.settings import Settings
 
 TINY = Settings(batch_size=4, frames=8, size=16, width=4, latent=6, device="cpu", precision="fp32")
@@ -285,3 +285,14 @@ def test_the_penalty_closes_the_mask():
         for i in range(30):
             masks[penalty] = step(batch(i))["mask"]
     assert masks[50.0] < 0.8 * masks[0.0]
+
+
+def test_where_the_kernels_train():
+    def of(**options):
+        return kernels_of(dataclasses.replace(Settings(precision="bf16"), **options))
+
+    assert of(backend="fused", device="cpu") == "triton"
+    assert of(backend="auto", device="cuda") == "auto"
+    assert of(backend="auto", device="cpu") is None
+    assert of(backend="auto", device="cuda", precision="fp16") is None
+    assert of(backend="reference", device="cuda", precision="fp32") is None

@@ -253,6 +253,7 @@ def test_a_captured_step_uses_no_memory_but_its_own():
     own = tensors([network.state_dict() for network in step.networks.values()])
     own += tensors([optimizer.state_dict() for optimizer in step.optimizers.values()])
     own += step._run._inputs
+    own += [step._one, step._ones, step._mask_penalty]  # constants
     assert step._run._graph.state <= {pointer(tensor) for tensor in own}
 
 
