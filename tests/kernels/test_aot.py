@@ -93,6 +93,7 @@ def test_a_sample_has_every_kernel_and_flag_for_every_target():
     for target in SHARED:
         everything, sample = picked_on(target, False), picked_on(target, True)
         assert set(sample) < set(everything)
+        assert {cases[name].function for name in sample} == launched()
         for flag in ("UP", "VOLUME", "MERGED", "LOGITS", "CELLS", "FROM_BATCH", "MASKED"):
             found = [
                 {(cases[name].function, cases[name].constexprs.get(flag)) for name in names}
