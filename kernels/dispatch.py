@@ -88,6 +88,13 @@ def launcher(package: str, name: str, module: str = "triton_impl") -> Callable:
     return launch
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a block may take; the interpreter takes what an H200 does."""
+    if device.type != "cuda":
+        return 227 << 10
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def check_tensor(
     name: str, x: Tensor, shape: tuple[int | None, ...], device: torch.device | None = None
 ) -> None:

@@ -560,7 +560,7 @@ def configs(x: Tensor, weight: Tensor, *, up: bool) -> list[Config]:
     """Configurations that are worth timing for a call, with any epilogue; the default first."""
     x, weight = _padded(x, weight, up)
     layer = _layer_of(x, weight, up)
-    return _candidates(layer, len(x), _precision(x), _shared_memory(x.device))
+    return _candidates(layer, len(x), _precision(x), dispatch.shared_memory(x.device))
 
 
 class _Call:
@@ -592,7 +592,7 @@ class _Call:
         self.epilogue = epilogue
         self.channels = self.layer.channels
         self.precision = _precision(x)
-        shared = _shared_memory(x.device)
+        shared = dispatch.shared_memory(x.device)
         self.config = config or _candidates(self.layer, len(x), self.precision, shared)[0]
         self.groups = groups
         self.rows = len(x) // groups * self.layer.rows(self.config.merged)
@@ -724,13 +724,6 @@ def _precision(x: Tensor) -> Precision:
     if x.dtype != torch.float32:
         return "16 bits"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
-
-
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a block may take; the interpreter takes what an H200 does."""
-    if device.type != "cuda":
-        return 227 << 10
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _tiles(*tiles: tuple[int, int, int, int]) -> list[Config]:

@@ -137,7 +137,7 @@ def configs(fine: Tensor, coarse: Tensor, kernel: int) -> tuple[Config, ...]:
     if fine.element_size() == 4:
         return _EXACT if _precision(fine.dtype) == "ieee" else _TF32
     rows = kernel ** (fine.dim() - 2) * fine.shape[1]
-    return _table(rows, coarse.shape[1], _shared_memory(fine.device))
+    return _table(rows, coarse.shape[1], dispatch.shared_memory(fine.device))
 
 
 def _table(rows: int, columns: int, shared_memory: int) -> tuple[Config, ...]:
@@ -150,13 +150,6 @@ def _table(rows: int, columns: int, shared_memory: int) -> tuple[Config, ...]:
         if config.shared_bytes(2) <= shared_memory:
             found[config] = None
     return tuple(found)
-
-
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a block may take; the interpreter has no limit, and takes what Hopper takes."""
-    if device.type != "cuda":
-        return 227 << 10
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _precision(dtype: torch.dtype) -> str:

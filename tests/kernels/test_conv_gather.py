@@ -330,7 +330,7 @@ def test_a_packed_weight_has_the_same_elements_in_another_order(shape):
 @pytest.mark.parametrize("room", SHARED.values(), ids=SHARED)
 @pytest.mark.parametrize("channels", [(64, 8), (128, 64), (512, 256)], ids=str)
 def test_candidates_fit_the_shared_memory(channels, room, up, monkeypatch):
-    monkeypatch.setattr(gather, "_shared_memory", lambda device: room)
+    monkeypatch.setattr(dispatch, "shared_memory", lambda device: room)
     shape = (1, *channels, (4, 4), 4)
     (cin, sizes), _ = sides(shape, up)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -1,9 +1,5 @@
 """The weight gradient's kernels against float64."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -237,28 +233,6 @@ def test_our_own_mistakes_are_caught(which):
         fine = fine[:, :, 1:]
     with pytest.raises(AssertionError):
         weight_gradient(fine, coarse, kernel)
-
-
-@pytest.mark.slow
-def test_every_configuration_compiles_for_every_target():
-    script = """
-from vgan_fast.kernels import aot
-from vgan_fast.kernels.conv import weight_gradient as module
-
-for layer in module.LAYERS:
-    for config in module.layer_configs(layer, 227 << 10):
-        case = module.aot_case(layer, config)
-        for arch, room in aot.SHARED.items():
-            if config in module.layer_configs(layer, room):
-                print(case.name, arch, aot.complaints(case, arch, aot.compile_case(case, arch)))
-"""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
-    )
-    lines = ended.stdout.splitlines()
-    assert len(lines) > 100
-    assert [line for line in lines if not line.endswith("[]")] == []
 
 
 @pytest.mark.gpu
