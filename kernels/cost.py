@@ -1,40 +1,75 @@
-"""`python -m vgan_fast.kernels.cost`: what a training step must compute and move, kernel by kernel.
+"""`python -m vgan_fast.kernels.cost`: what a training step must compute and move, call by call.
 
-Every figure follows from shapes; nothing is measured. A floor is the time that a call takes on a
-device which either computes or moves bytes at its full rate, whichever lasts longer. Bytes count
-each tensor once per read and once per write, as if no cache kept it from one call to the next.
+The step is run on tensors that have shapes and no values, and each call that would launch something
+is written down, so that the table is of the step as it is. Figures follow from shapes; nothing is
+measured. A floor is the time that a call takes on a device which either computes or moves bytes at
+its full rate, whichever lasts longer. Bytes count each tensor once per read and once per write, as
+if no cache kept it from one call to the next.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 
 import click
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vgan_fast.cli import Program
+from vgan_fast.kernels.norm import FEW_ROWS
 from vgan_fast.shape import ClipShape
 
 # What an H200 was seen to reach: a large bf16 matrix product, and a pass over large tensors.
 TFLOPS, TBYTES = 790.0, 4.0
-BF16, FP32 = 2, 4  # bytes
-TAPS = 4**3  # of a stride-2 layer
-CELL = 8 * 4  # values: 2x2x2 pixels of 4 channels, one of them padding
+# Of PyTorch's calls, what allocates or renames memory and writes none.
+IDLE = ("empty", "detach", "alias", "_unsafe_view")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product: rows, columns, terms of each sum.
+
+    Attributes:
+        direction: "up", "down" or "weight gradient".
+        coarse, fine, kernel: channels of the layer's sides, and its kernel size.
+        m, n, k: rows, columns and terms, padding channels included.
+        tile: of the default on an H200, and its warps; none of the head's forward.
+        splits: of the sums, which a second launch adds up.
+    """
+
+    direction: str
+    coarse: int
+    fine: int
+    kernel: tuple[int, ...]
+    m: int
+    n: int
+    k: int
+    tile: str = field(default="", compare=False)
+    splits: int = field(default=1, compare=False)
+
+    @property
+    def flops(self) -> int:
+        """A multiply-add counted as two."""
+        return 2 * self.m * self.n * self.k
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel, or one call of the library.
+    """One kernel with its finalisers, or one call of the library.
 
     Attributes:
         part: of the step.
-        name: what it does, and for which layer.
-        by: whose code it is: "triton" (ours) or "library".
-        flops: operations, a multiply-add counted as two; padding included.
+        name: the operation, and what it is given.
+        by: whose code it is: "triton" (ours), "library" (products) or "torch" (all else).
+        flops: operations, a multiply-add counted as two.
         bytes: read and written in global memory.
-        launches: kernels launched, finalising ones included; the library's counted as one.
+        launches: kernels launched; a call of PyTorch or of the library is one.
+        product: of a convolution.
     """
 
     part: str
@@ -43,216 +78,227 @@ class Call:
     flops: float
     bytes: float
     launches: int = 1
+    product: Product | None = None
 
     def floor(self, tflops: float, tbytes: float) -> float:
         """Least seconds at so many TFLOP/s and TB/s."""
         return max(self.flops / (tflops * 1e12), self.bytes / (tbytes * 1e12))
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A convolution, transposed or not, between a smaller and a larger grid.
+class _Recorder(TorchDispatchMode):
+    """Writes down every call that launches something."""
 
-    Attributes:
-        name: for the table.
-        products: multiply-adds of one clip in one direction.
-        weights: number of weights.
-        source, result: values of one clip going in and coming out.
-    """
+    def __init__(self):
+        super().__init__()
+        self.part, self.calls = "", []
 
-    name: str
-    products: int
-    weights: int
-    source: int
-    result: int
-
-    def call(self, part: str, what: str, batch: int, by: str = "library") -> Call:
-        """One direction of it: forward, input gradient or weight gradient."""
-        weight_bytes = FP32 if what == "weight gradient" else BF16
-        moved = batch * (self.source + self.result) * BF16 + self.weights * weight_bytes
-        return Call(part, f"{self.name} {what}", by, 2 * batch * self.products, moved)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.name().split("::")[1]
+        outs = [t for t in (out if isinstance(out, (tuple, list)) else [out]) if _is(t)]
+        if func.namespace == "vgan_fast":
+            self.calls.append(_own(self.part, name, args, outs))
+        elif func.namespace == "aten" and not (
+            func.is_view or any(idle in func.name() for idle in IDLE)
+        ):
+            self.calls.append(_torch(self.part, name, args, outs))
+        return out
 
 
-def stride_two(name: str, inner: int, outer: int, grid: int, taps: int = TAPS) -> Layer:
-    """Layer between `inner` channels on `grid` positions and `outer` channels on 2^d times that.
-
-    `taps` is 4^d. Every value of the inner grid meets every weight once, in either direction.
-    """
-    products = grid * inner * outer * taps
-    wide = grid * round(taps**0.5) * outer
-    return Layer(name, products, inner * outer * taps, grid * inner, wide)
+def _is(x) -> bool:
+    return isinstance(x, Tensor)
 
 
-def generator_layers(shape: ClipShape) -> tuple[list[Layer], Layer, list[Layer], Layer]:
-    """Foreground layers, head, background layers, background head; sources are the inner side."""
-    widths = shape.widths
-    grid = shape.depth * 16
-    first = Layer(
-        "foreground 1",
-        shape.latent * widths[0] * grid,
-        shape.latent * widths[0] * grid,
-        shape.latent,
-        widths[0] * grid,
+def _size(tensors) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors if _is(x))
+
+
+def _shape(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))
+
+
+def _torch(part: str, name: str, args: tuple, outs: list[Tensor]) -> Call:
+    """A pass over its operands; lists of tensors are one launch."""
+    tensors = [t for a in args for t in (a if isinstance(a, (tuple, list)) else [a]) if _is(t)]
+    written = outs or tensors[:1]
+    if name.startswith("convolution"):  # the background's last layer
+        a, b, *kernel = (x for x in args if _is(x) and x.shape[2:] == (4, 4)).__next__().shape
+        coarse = next(x for x in args if _is(x) and x.shape[1] == a and x.dim() == 4)
+        flops = 2 * coarse.numel() * b * prod(kernel)
+        flops *= 2 if name.endswith("backward") else 1
+        return Call(part, f"{name} {a} to {b}", "library", flops, _size(tensors + written))
+    flops = 0
+    if name in ("mm", "addmm"):
+        flops = 2 * outs[0].numel() * tensors[-1].shape[0]
+        return Call(part, f"{name} {_shape(outs[0])}", "library", flops, _size(tensors + written))
+    of = _shape(written[0]) if len(written) == 1 else f"of {len(written)}"
+    return Call(
+        part, f"{name} {of}", "torch", sum(x.numel() for x in written), _size(tensors + written)
     )
-    still = Layer(
-        "background 1",
-        shape.latent * widths[0] * 16,
-        shape.latent * widths[0] * 16,
-        shape.latent,
-        widths[0] * 16,
-    )
-    foreground, background = [first], [still]
-    for k, (inner, outer) in enumerate(itertools.pairwise(widths)):
-        foreground.append(stride_two(f"foreground {k + 2}", inner, outer, grid * 8**k))
-        background.append(stride_two(f"background {k + 2}", inner, outer, 16 * 4**k, 16))
-    last = shape.levels - 1
-    head = stride_two("head", widths[-1], 4, grid * 8**last)
-    still_head = stride_two("background head", widths[-1], 3, 16 * 4**last, 16)
-    return foreground, head, background, still_head
 
 
-def discriminator_layers(shape: ClipShape) -> tuple[Layer, list[Layer], Layer]:
-    """First layer (on cells), the normalised layers, the last one; sources are the clip's side."""
-    widths = shape.widths[::-1]
-    grid = shape.frames * shape.size**2 // 8
-    cells = (shape.frames // 2 + 1) * (shape.size // 2 + 1) ** 2 * CELL
-    # Kernel 2 over cells of 32 values: 256 products where kernel 4 over 3 channels has 192.
-    first = Layer(
-        "layer 1", grid * 8 * CELL * widths[0], 8 * CELL * widths[0], cells, grid * widths[0]
-    )
-    layers = []
-    for k, (inner, outer) in enumerate(itertools.pairwise(widths)):
-        small = grid // 8 ** (k + 1)
-        up = stride_two(f"layer {k + 2}", outer, inner, small)
-        layers.append(Layer(up.name, up.products, up.weights, up.result, up.source))
-    values = widths[-1] * shape.depth * 16
-    return first, layers, Layer(f"layer {len(widths) + 1}", values, values, values, 1)
+def _own(part: str, name: str, args: tuple, outs: list[Tensor]) -> Call:
+    """An operation of this project: what it reads of its arguments, and its launches."""
+    x, written = args[0], _size(outs)
+    of = f"{name} {_shape(x)}" if _is(x) else f"{name} of {len(x)}"
+
+    def passes(reads, launches: int, each: int = 4, times: int = 1) -> Call:
+        moved = times * _size(reads) + written
+        return Call(
+            part, of, "triton", each * sum(r.numel() for r in reads if _is(r)), moved, launches
+        )
+
+    def few(like: Tensor, groups: int) -> bool:
+        return like.numel() // (like.shape[1] * groups) <= FEW_ROWS
+
+    if name in ("convolve", "convolve_masked", "convolve_norm_backward", "convolve_statistics"):
+        place = 5 if name == "convolve_statistics" else 0
+        weight = args[{"convolve_statistics": 7, "convolve": 2}.get(name, 1)]
+        up = args[-2]
+        reads = args
+        if name == "convolve":  # not the weight that its gradient belongs to
+            reads = args[0], *args[2:5]
+        elif name == "convolve_statistics":
+            reads = args[5], args[7]
+        product = _convolution(args[place], weight, up, outs[0])
+        launches = 2 if name == "convolve_norm_backward" else 1
+        if name == "convolve_statistics" and args[10]:
+            launches = 2
+        moved = _size(reads) + written
+        title = f"{name} {_shape(args[place])}, {'up' if up else 'down'}"
+        return Call(part, title, "triton", product.flops, moved, launches, product)
+    if name == "weight_gradient":
+        return _weight_gradient(part, *args[:3], written)
+    if name in ("project", "project_weight_gradient"):
+        inner = args[0].shape[1] if name == "project" else args[0].shape[0]
+        reads = (args[0], *args[3:5]) if name == "project" else args[:2]
+        flops = 2 * outs[0].numel() * inner
+        return Call(part, f"{name} {_shape(outs[0])}", "library", flops, _size(reads) + written)
+    if name == "head_blend":
+        n, cin, *sizes = x.shape
+        cells = prod(size + 1 for size in sizes)
+        product = Product("up", cin, 32, (2, 2, 2), n * cells, 32, 8 * cin)
+        still = 4 * args[3].numel()  # activated, fp32: written once, read back
+        moved = _size(args[:4]) + written + 2 * still
+        # Background to fp32 and activated, weight in cells, the kernel, the mask's mean.
+        return Call(part, of, "triton", product.flops, moved, 5, product)
+    if name == "head_blend_backward":
+        return _head_backward(part, of, args, outs)
+    if name == "batch_norm_act":
+        whole = few(x, args[3])
+        return passes((x, args[1], args[2]), 1 if whole else 3, 8, 3 if whole else 2)
+    if name == "norm_act_backward":
+        return passes(args[:6], 1 if few(args[1], len(args[2])) else 3, 16, 2)
+    launches = {"batch_statistics": 2, "pair_to_cells": 2}.get(name, 1)
+    reads = [t for a in args for t in (a if isinstance(a, (tuple, list)) else [a]) if _is(t)]
+    return passes(reads, launches)
 
 
-def norm_forward(part: str, layer: str, values: int) -> Iterator[Call]:
-    """Statistics, then normalise and activate, of so many values."""
-    yield Call(part, f"{layer} statistics", "triton", 4 * values, values * BF16, 2)
-    yield Call(part, f"{layer} normalise, activate", "triton", 4 * values, 2 * values * BF16)
+def _convolution(x: Tensor, weight: Tensor, up: bool, y: Tensor) -> Product:
+    a, b, *kernel = weight.shape
+    taps = prod(kernel)
+    if up and kernel[0] == 4:  # of a result's taps, half along each axis
+        taps //= 2 ** len(kernel)
+    rows = y.numel() // y.shape[1]
+    terms = taps * (a if up else b)
+    direction, columns = "up" if up else "down", b if up else a
+    from vgan_fast.kernels.conv import gather
+
+    config = gather.configs(x, weight, up=up)[0]
+    wide = min(config.columns, columns * (2 if config.merged else 1))
+    tile = f"{config.rows}x{wide}x{config.depth}, {config.num_warps} warps"
+    return Product(direction, a, b, tuple(kernel), rows, columns, terms, tile)
 
 
-def norm_backward(part: str, layer: str, values: int) -> Iterator[Call]:
-    """The two reductions, then the gradient, of so many values."""
-    yield Call(part, f"{layer} norm's reductions", "triton", 8 * values, 2 * values * BF16, 2)
-    yield Call(part, f"{layer} norm's gradient", "triton", 8 * values, 3 * values * BF16)
+def _weight_gradient(part: str, fine: Tensor, coarse: Tensor, kernel: int, written: int) -> Call:
+    from vgan_fast.kernels.conv import weight_gradient as module
+
+    _, a, *sizes = coarse.shape
+    b, taps = fine.shape[1], kernel ** len(sizes)
+    splits, config = module.splits(fine, coarse, kernel), module.configs(fine, coarse, kernel)[0]
+    tile = f"{config.rows}x{config.columns}x{config.positions}, {config.num_warps} warps"
+    sizes_of = taps * b, a, coarse.numel() // a
+    kernels = (kernel,) * len(sizes)
+    product = Product("weight gradient", a, b, kernels, *sizes_of, tile, splits)
+    partial = 2 * splits * written if splits > 1 else 0
+    moved = _size((fine, coarse)) + written + partial
+    name = f"weight gradient {_shape(fine)}"
+    return Call(part, name, "triton", product.flops, moved, 1 + (splits > 1), product)
 
 
-def generator_forward(shape: ClipShape, batch: int) -> Iterator[Call]:
-    """One pass of the two-stream generator."""
-    part = "G forward"
-    foreground, head, background, still_head = generator_layers(shape)
-    for layer in foreground + background:
-        yield layer.call(part, "forward", batch)
-        yield from norm_forward(part, layer.name, batch * layer.result)
-    yield still_head.call(part, "forward", batch)
-    pixels, still = shape.frames * shape.size**2, shape.size**2
-    moved = batch * (head.source + (4 + 3) * pixels + 3 * still) * BF16 + head.weights * BF16
-    yield Call(part, "head and blend", "triton", 2 * batch * head.products, moved, 2)
+def _head_backward(part: str, of: str, args: tuple, outs: list[Tensor]) -> Call:
+    """Blend in cells, weight in cells, input and weight gradient, what they are stored as."""
+    from vgan_fast.kernels.conv import weight_gradient as module
 
-
-def discriminator_forward(shape: ClipShape, batch: int, part: str) -> Iterator[Call]:
-    """One pass over cells of clips."""
-    first, layers, last = discriminator_layers(shape)
-    yield first.call(part, "forward", batch)
-    yield Call(
-        part, "layer 1 activate", "library", batch * first.result, 2 * batch * first.result * BF16
-    )
-    for layer in layers:
-        yield layer.call(part, "forward", batch)
-        yield from norm_forward(part, layer.name, batch * layer.result)
-    yield last.call(part, "forward", batch)
-
-
-def discriminator_backward(
-    shape: ClipShape, batch: int, part: str, weights: bool, clip: bool
-) -> Iterator[Call]:
-    """Gradients of one pass: of the weights, and back to the cells, where asked for."""
-    first, layers, last = discriminator_layers(shape)
-
-    def convolution(layer: Layer, back: bool) -> Iterator[Call]:
-        if weights:
-            yield layer.call(part, "weight gradient", batch)
-        if back:
-            yield layer.call(part, "input gradient", batch)
-
-    yield from convolution(last, True)
-    for layer in reversed(layers):
-        yield from norm_backward(part, layer.name, batch * layer.result)
-        yield from convolution(layer, True)
-    values = batch * first.result
-    yield Call(part, "layer 1 activation's gradient", "library", values, 3 * values * BF16)
-    yield from convolution(first, clip)
-
-
-def generator_backward(shape: ClipShape, batch: int) -> Iterator[Call]:
-    """Gradients of the generator's weights from the video's gradient."""
-    part = "G backward"
-    foreground, head, background, still_head = generator_layers(shape)
-    pixels, still = shape.frames * shape.size**2, shape.size**2
-    moved = batch * (3 + 4 + 4) * pixels * BF16 + batch * 2 * 3 * still * BF16
-    yield Call(part, "blend's gradient", "triton", 0, moved, 2)
-    for what in ("weight gradient", "input gradient"):
-        yield head.call(part, what, batch, by="triton")
-        yield still_head.call(part, what, batch)
-    for layers in (foreground, background):
-        for layer in reversed(layers):
-            yield from norm_backward(part, layer.name, batch * layer.result)
-            yield layer.call(part, "weight gradient", batch)
-            if layer is not layers[0]:
-                yield layer.call(part, "input gradient", batch)
-
-
-def adam(part: str, parameters: int) -> Call:
-    """Read weight, gradient and both moments, write all but the gradient, fp32."""
-    return Call(part, "Adam", "library", 12 * parameters, 7 * parameters * FP32)
+    dvideo, _, x, weight, logits, background, _ = args
+    n, cin, *sizes = x.shape
+    cells = x.new_empty(n, 32, *(size + 1 for size in sizes))
+    down = Product("down", cin, 32, (2, 2, 2), x.numel() // cin, cin, 8 * 32)
+    splits = module.splits(cells, x, 2)
+    weights = 4 * weight.numel()
+    moved = _size((dvideo, logits, background, cells, *outs))  # the blend
+    moved += _size((cells, x)) + _size((cells, x)) + 2 * splits * weights * (splits > 1)
+    # Blend, sums of the bias, weight in cells, two products, weight from cells.
+    return Call(part, of, "triton", 2 * down.flops, moved, 6 + (splits > 1), down)
 
 
 def training_step(shape: ClipShape, batch: int) -> list[Call]:
-    """Every call of one step of the two-stream GAN with one logit, one pass of G shared."""
-    clip = 3 * shape.frames * shape.size**2
-    cells = (shape.frames // 2 + 1) * (shape.size // 2 + 1) ** 2 * CELL
-    g_layers, head, still_layers, still_head = generator_layers(shape)
-    _, d_layers, d_last = discriminator_layers(shape)
-    g_weights = sum(x.weights for x in (*g_layers, head, *still_layers, still_head))
-    d_weights = sum(x.weights for x in (*d_layers, d_last)) + 3 * TAPS * shape.width
-    calls = list(generator_forward(shape, batch))
-    calls.append(
-        Call("D step", "frames to cells", "triton", 2 * batch * clip, batch * (clip + cells * BF16))
-    )
-    pack = batch * (clip + cells) * BF16
-    calls.append(Call("D step", "video to cells", "triton", 0, pack))
-    for which in ("real", "fake"):
-        calls += discriminator_forward(shape, batch, f"D step, {which}")
-        calls += discriminator_backward(shape, batch, f"D step, {which}", weights=True, clip=False)
-    calls.append(adam("D step", d_weights))
-    calls.append(Call("G step", "video to cells", "triton", 0, pack))
-    calls += discriminator_forward(shape, batch, "G step, D")
-    calls += discriminator_backward(shape, batch, "G step, D", weights=False, clip=True)
-    calls.append(Call("G step", "cells' gradient to video's", "triton", 0, pack))
-    calls += generator_backward(shape, batch)
-    calls.append(adam("G step", g_weights))
+    """Every call of one step of the two-stream GAN with one logit, in bf16, in order.
+
+    As `vgan_fast.gan_step` runs it on the kernels, without a moving average; a test compares the
+    launches of the two.
+    """
+    # A program's import: the kernels themselves know no networks.
+    from vgan_fast import fused
+    from vgan_fast.losses import discriminator_loss, generator_loss
+
+    recorder = _Recorder()
+    calls = recorder.calls
+    # Real tensors in it would be a mistake of ours: constants of the operations are allowed.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
+        generator = fused.TwoStreamGenerator(shape, impl="reference")
+        discriminator = fused.Discriminator(shape, impl="reference")
+        frames = torch.empty(batch, shape.frames, shape.size, shape.size, 3, dtype=torch.uint8)
+        one, ones = torch.ones(()), torch.ones(2)
+        with recorder:
+            recorder.part = "G forward"
+            fake, mask = generator(torch.randn(batch, shape.latent))
+            recorder.part = "D step"
+            terms = discriminator_loss("cross-entropy", discriminator.score_pair(frames, fake))
+            terms.backward(ones)
+            _adam(calls, "D step", discriminator)
+            recorder.part = "G step"
+            discriminator.requires_grad_(False)
+            for norm in discriminator.modules():
+                norm.track_running_stats = False
+            g = generator_loss("cross-entropy", discriminator(fake))
+            torch.autograd.backward([g, mask], [one, one])
+            _adam(calls, "G step", generator)
     return calls
+
+
+def _adam(calls: list[Call], part: str, network: torch.nn.Module) -> None:
+    """Read weight, gradient and both moments, write all but the gradient, fp32; count the step."""
+    trained = sum(p.numel() for p in network.parameters() if p.grad is not None)
+    calls.append(Call(part, "Adam", "torch", 12 * trained, 7 * 4 * trained))
+    calls.append(Call(part, "Adam's count of steps", "torch", 0, 0))
 
 
 def table(calls: list[Call], tflops: float, tbytes: float) -> Iterator[str]:
     """Lines of the report, calls in their order, sums last."""
-    yield f"{'part':16} {'call':34} {'by':8} {'GFLOP':>9} {'MB':>8} {'floor us':>9} {'launches':>8}"
+    yield f"{'part':10} {'call':52} {'by':8} {'GFLOP':>9} {'MB':>8} {'floor us':>9} {'launches':>8}"
     for call in calls:
         yield (
-            f"{call.part:16} {call.name:34} {call.by:8} {call.flops / 1e9:9.2f}"
+            f"{call.part:10} {call.name:52} {call.by:8} {call.flops / 1e9:9.2f}"
             f" {call.bytes / 1e6:8.1f} {call.floor(tflops, tbytes) * 1e6:9.1f} {call.launches:8}"
         )
-    for by in ("library", "triton", "all"):
+    for by in ("triton", "library", "torch", "all"):
         of = [call for call in calls if by in (call.by, "all")]
         flops, moved = sum(call.flops for call in of), sum(call.bytes for call in of)
         floor = sum(call.floor(tflops, tbytes) for call in of)
         launches = sum(call.launches for call in of)
         yield (
-            f"{'sum':16} {by:34} {'':8} {flops / 1e9:9.2f} {moved / 1e6:8.1f}"
+            f"{'sum':10} {by:52} {'':8} {flops / 1e9:9.2f} {moved / 1e6:8.1f}"
             f" {floor * 1e6:9.1f} {launches:8}"
         )
 

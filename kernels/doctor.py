@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from vgan_fast.shape import ClipShape
 
 from . import choice
 from .conv.weights import pack
-from .norm.api import channels_last
+from .norm.api import FEW_ROWS, channels_last
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -65,8 +66,13 @@ class Call:
     @property
     def operation(self) -> str:
         """Of `vgan_fast.kernels.conv.reference`."""
+        made = [2 * size for size in self.layer.sizes] if self.layer.up else self.layer.sizes
+        rows, forward = self.batch // self.groups * prod(made), self.layer.forward
+        # The statistics of few rows are taken with their norm; not behind the first layer.
+        if rows <= FEW_ROWS and self.layer.input_gradient == "convolve_norm_backward":
+            forward = "convolve"
         by_direction = {
-            "forward": self.layer.forward,
+            "forward": forward,
             "input gradient": self.layer.input_gradient,
             "weight gradient": "weight_gradient",
         }
@@ -95,8 +101,9 @@ class Call:
         weight = torch.randn(self.layer.weight, device=device) / inputs**0.5
         grouped, eps, slope = (self.groups, outputs), 1e-5, 0.2
         norm = vector(*grouped), vector(*grouped), vector(outputs), vector(outputs)
+        first = self.direction == "forward" and self.layer.forward == "convolve"
         rest = {
-            "convolve": (vector(outputs) if self.direction == "forward" else None, None, slope),
+            "convolve": (vector(outputs), None, slope) if first else (None, None, 1.0),
             "convolve_statistics": (self.groups,),
             "convolve_masked": (made, slope),
             "convolve_norm_backward": (made, *norm, eps, slope),

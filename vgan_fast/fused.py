@@ -75,6 +75,8 @@ class TwoStreamGenerator(models.TwoStreamGenerator):
         super().__init__(shape, mask_bias)
         self.impl = impl
         _store_as_multiplied(self)
+        last = self.background_head.weight  # which the library multiplies
+        last.data = last.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Video in the activations' dtype for each row of `latent`, and the mask's mean, fp32."""

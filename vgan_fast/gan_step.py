@@ -80,8 +80,8 @@ class GANStep:
 
         Returns:
             Scalars fp32 on the device, overwritten by the next call: `d_real` and `d_fake` (terms
-            of the discriminator's loss), `d` (their half-sum, as the original prints), `g` (the
-            generator's adversarial term), and for two streams `mask` (the mask's mean).
+            of the discriminator's loss, whose half-sum the original prints), `g` (the generator's
+            adversarial term), and for two streams `mask` (the mask's mean).
         """
         return self._run(frames)
 
@@ -98,7 +98,6 @@ class GANStep:
         losses = {"d_real": d[0], "d_fake": d[1], "g": g}
         if mask_mean is not None:
             losses["mask"] = mask_mean
-        losses["d"] = d.mean()
         return {name: value.detach() for name, value in losses.items()}
 
     def _fresh_schedule(self, frames: Tensor, fake: Tensor, mask_mean: Tensor | None):

@@ -54,7 +54,7 @@ def mask_blend_backward_in_cells(
     Returns:
         The gradients of the logits, (N, 32, T/2+1, H/2+1, W/2+1) stored channels-last, laid out as
         `vgan_fast.kernels.frames` describes, zero outside the clip; their sums over everything but
-        the channels, (4,) in float64; and the gradient of the background.
+        the channels, (4,) fp32; and the gradient of the background.
     """
     dispatch.launches["mask_blend_backward_in_cells"] += 1
     n, _, *sizes = head.shape
@@ -67,7 +67,7 @@ def mask_blend_backward_in_cells(
     _launch_backward(
         dvideo, dmean, head, head, background, cells, cells, dbackground, logits=True, sums=sums
     )
-    return cells.permute(0, 4, 1, 2, 3), sums.sum(0, dtype=torch.float64), dbackground
+    return cells.permute(0, 4, 1, 2, 3), sums.sum(0), dbackground
 
 
 def blend_backward(

@@ -362,7 +362,7 @@ def _layer(
     Without groups there are no statistics but empty ones.
     """
     if not groups:
-        y = _run("convolve", "gather", impl, activated, packed, up=up)
+        y = _run("convolve", "gather", impl, activated, packed, None, None, 1.0, up=up)
         return y, *(y.new_empty(0, y.shape[1], dtype=torch.float32) for _ in range(2))
     return _run("convolve_statistics", "gather", impl, activated, packed, groups, up=up)
 

@@ -824,14 +824,17 @@ _UP = [("up", "statistics", 64), ("up", "scale", 64)]
 _PAPER = {
     "D1, head": (
         *((16, 32, 32), 64, 32, 2),
-        [("down", "shift", 128), ("down", "norm_backward", 64), ("up", "none", 64)],
+        [("down", "shift", 128), ("down", "none", 64), ("up", "none", 64)],
     ),
     "D2, G4": ((8, 16, 16), 128, 64, 4, [*_DOWN, *_UP, ("up", "masked", 128)]),
     "D3, G3": ((4, 8, 8), 256, 128, 4, [*_DOWN, *_UP, ("up", "norm_backward", 128)]),
-    "D4, G2": ((2, 4, 4), 512, 256, 4, [*_DOWN, *_UP, ("up", "norm_backward", 128)]),
-    "background 2": ((4, 4), 512, 256, 4, [_DOWN[1], _UP[0]]),
+    "D4, G2": (
+        *((2, 4, 4), 512, 256, 4),
+        [*_DOWN, ("down", "none", 128), *_UP, ("up", "norm_backward", 128)],
+    ),
+    "background 2": ((4, 4), 512, 256, 4, [_DOWN[1], _UP[0], ("up", "none", 64)]),
     "background 4": ((16, 16), 128, 64, 4, [_DOWN[1], _UP[0]]),
-    "background head": ((32, 32), 64, 8, 4, [_DOWN[1], ("up", "shift", 64)]),
+    "logits of the head": ((16, 32, 32), 64, 8, 4, [("up", "shift", 64)]),
 }
 _PAPER_FP32 = ("D2, G4", "D3, G3")  # one whose results along w are merged, one where not
 
@@ -877,7 +880,7 @@ def _aot_case(
         "none": [],
         "shift": ["shift_ptr"],
         "scale": ["shift_ptr", "scale_ptr"],
-        "statistics": ["shift_ptr", "partial_ptr"],
+        "statistics": ["partial_ptr"],
         "masked": [],
         "norm_backward": ["mean_ptr", "variance_ptr", "gamma_ptr", "beta_ptr", "partial_ptr"],
     }[epilogue]

@@ -93,7 +93,9 @@ def test_a_run_leaves_checkpoints_pictures_and_scalars(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(trained)).Reload().Tags()
-    assert {"loss/d", "loss/g", "loss/mask", "speed/clips/s"} <= set(events["scalars"])
+    assert {"loss/d_real", "loss/d_fake", "loss/g", "loss/mask", "speed/clips/s"} <= set(
+        events["scalars"]
+    )
     assert events["images"] == ["samples"]
 
 
