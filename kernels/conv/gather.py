@@ -750,7 +750,7 @@ _FILLED = 96  # tiles at least: fewer leave more than a quarter of an H200's 132
 # Exact products of fp32 run on the plain units, whose code is unrolled over the tile: small ones.
 # Twice the depth, or twice the columns, spills somewhere.
 _EXACT = [Config(64, 32, 16, False, 1, 4, 2)]
-_TF32 = [Config(128, 64, 32, False, 4, 8, 3), Config(64, 64, 32, False, 2, 4, 3)]
+_TF32 = [Config(64, 32, 32, False, 1, 4, 3)]
 
 
 def _candidates(layer: _Layer, batch: int, precision: Precision, shared: int) -> list[Config]:
