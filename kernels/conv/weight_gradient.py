@@ -132,16 +132,6 @@ def weight_gradient(
     return out.permute(-1, -2, *range(len(sizes)))
 
 
-def splits(fine: Tensor, coarse: Tensor, kernel: int) -> int:
-    """Partial sums of a call at its default."""
-    n, columns, *sizes = coarse.shape
-    rows, config = fine.shape[1], configs(fine, coarse, kernel)[0]
-    multiple = 16 // fine.element_size()
-    padded = [(c, c + -c % multiple) for c in (rows, columns)]
-    _, boxes = _constants(n, tuple(sizes), kernel, *padded, config)
-    return _split(boxes, n * prod(sizes), kernel ** len(sizes) * rows * columns)[0]
-
-
 def configs(fine: Tensor, coarse: Tensor, kernel: int) -> tuple[Config, ...]:
     """What fits the shared memory of the tensors' device, the default first."""
     if fine.element_size() == 4:
