@@ -63,7 +63,7 @@ def convolve(
     dispatch.check_impl(impl)
     _check(x, weight, bias, up)
     x = x.contiguous(memory_format=channels_last(x))
-    return _convolve(x, weight, _packed(weight, packed, x), bias, None, slope, up, impl)
+    return _convolve(x, weight, _packed(weight, packed, x, up), bias, None, slope, up, impl)
 
 
 def convolve_folded(
@@ -94,7 +94,7 @@ def convolve_folded(
     _check(x, weight, shift, up)
     dispatch.check_tensor("scale", scale, shift.shape, x.device)
     x = x.detach().contiguous(memory_format=channels_last(x))
-    packed = _packed(weight, None, x)
+    packed = _packed(weight, None, x, up)
     return _convolve(x, packed, packed, shift.detach(), scale.detach(), slope, up, impl)
 
 
@@ -132,7 +132,7 @@ def masked_convolve(
     if groups < 1 or len(activated) % groups:
         raise ValueError(f"groups must divide the batch {len(activated)}, got {groups}")
     x = activated.contiguous(memory_format=channels_last(activated))
-    packed = _packed(weight, packed, x)
+    packed = _packed(weight, packed, x, up)
     none = (None,) * 4
     given = x, *none, x.detach(), weight, packed
     y, mean, variance = _layer(*given, 0.0, slope, groups, up, impl)
@@ -185,7 +185,7 @@ def norm_convolve(
                 x, mean, variance, gamma, beta, from_batch=True, eps=eps, slope=slope, impl=impl
             )
     norm = mean, variance, gamma, beta
-    packed = _packed(weight, packed, x)
+    packed = _packed(weight, packed, x, up)
     given = x, *norm, activated, weight, packed
     y, mean, variance = _layer(*given, eps, slope, len(mean) if statistics else 0, up, impl)
     return (y, mean.detach(), variance.detach()) if statistics else (y, None, None)
@@ -224,22 +224,22 @@ def project(
     return _project(x, weight, bias, packed, packed_bias)
 
 
-def _packed(weight: Tensor, packed: Tensor | None, x: Tensor) -> Tensor:
-    if _takes_cells(weight, x):
+def _packed(weight: Tensor, packed: Tensor | None, x: Tensor, up: bool) -> Tensor:
+    if _takes_cells(weight, x, up):
         return pack_cells(weight.detach(), x.dtype)
     return pack(weight.detach() if packed is None else packed, x.dtype)
 
 
-def _takes_cells(weight: Tensor, x: Tensor) -> bool:
+def _takes_cells(weight: Tensor, x: Tensor, up: bool) -> bool:
     """Whether it is a first layer's and x lies in cells."""
-    return weight.dim() == 5 and weight.shape[1] in (3, 4) and x.shape[1] == CELL
+    return not up and weight.dim() == 5 and weight.shape[1] in (3, 4) and x.shape[1] == CELL
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, up: bool) -> None:
     if x.dim() not in (4, 5):
         raise ValueError(f"x must be (N, C, H, W) or (N, C, T, H, W), got {tuple(x.shape)}")
     a, b, *kernel = weight.shape if weight.dim() == x.dim() else (0, 0)
-    if kernel == [4, 4, 4] and not up and _takes_cells(weight, x):
+    if kernel == [4, 4, 4] and _takes_cells(weight, x, up):
         b, kernel = CELL, [2, 2, 2]
     if kernel not in ([4] * (x.dim() - 2), [2, 2, 2]):
         raise ValueError(

@@ -371,3 +371,19 @@ def test_parameters_of_a_norm_have_gradients_where_its_input_needs_none():
         grads.append(torch.autograd.grad(y, parameters, dy))
     torch.testing.assert_close(*grads)
     assert all(g.any() for g in grads[0])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_32_channels_that_go_up_are_no_cells(channels, impl):
+    """A generator's last layer of that width; only `down` reads a clip in cells."""
+    x, weight, bias, dy = sample((1, 32, channels, (1, 2, 2), 4), True)
+    ours, theirs, wide = ours_and_theirs(
+        lambda *inputs: convolve(*inputs, up=True, impl=impl),
+        lambda *inputs: plain(*inputs, up=True),
+        {"x": x, "weight": weight, "bias": bias},
+        dy,
+        x.dtype,
+    )
+    for name, value in ours.items():
+        assert_close_to_float64(name, value, theirs[name], wide[name])
