@@ -363,7 +363,7 @@ def test_no_answer_in_float64_is_no_verification(gpu, offer, monkeypatch):
     def fail(*call):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(choice, "_Answer", fail)
+    monkeypatch.setattr(choice, "Answer", fail)
     with pytest.warns(UserWarning, match="no answer in float64: RuntimeError: no such kernel"):
         choice.run(name, *arguments, **options)
     assert not gpu.timed
@@ -705,7 +705,7 @@ def test_short_memory_decides_nothing_and_a_lost_device_is_no_choice(
 
     offer(bad=fail if where == "candidate" else twin(given[0]), library=twin(given[0]))
     if where == "answer":
-        monkeypatch.setattr(choice, "_Answer", fail)
+        monkeypatch.setattr(choice, "Answer", fail)
     for _ in range(2):
         assert choice.decide(*given) is None
     assert not cache_file().exists()
