@@ -74,20 +74,22 @@ def train(run: Path, seed: int, steps: int, options: list[str]) -> dict[str, str
     return made
 
 
-def real_clips(settings: Settings, seed: int) -> Iterator[Tensor]:
+def real_clips(settings: Settings, seed: int, count: int = CLIPS) -> Iterator[Tensor]:
     """Held-out clips of a seed, in batches (64, 3, T, H, W)."""
     clips = SyntheticClips(
         frames=settings.frames, size=settings.size, batch_size=BATCH, seed=seed, split="held-out"
     )
-    for _ in range(CLIPS // BATCH):
+    for _ in range(count // BATCH):
         yield normalise_frames(clips.next_batch()).contiguous()
 
 
-def sampled(generator, settings: Settings) -> Iterator[dict[str, Tensor]]:
-    """Streams of 2,048 samples, in batches."""
+def sampled(generator, settings: Settings, count: int = CLIPS) -> Iterator[dict[str, Tensor]]:
+    """Streams of samples, in batches; always of the same latents."""
     seeded = torch.Generator().manual_seed(HELD_OUT_SEED)
-    for _ in range(CLIPS // BATCH):
-        yield sample_streams(generator, torch.randn(BATCH, settings.latent, generator=seeded))
+    device = next(generator.parameters()).device
+    for _ in range(count // BATCH):
+        latents = torch.randn(BATCH, settings.latent, generator=seeded).to(device)
+        yield sample_streams(generator, latents)
 
 
 def spread(still: Tensor) -> float:

@@ -268,24 +268,26 @@ def with_own_statistics(generator: OneStreamGenerator | TwoStreamGenerator):
 
 @torch.no_grad()
 def sample_streams(
-    generator: OneStreamGenerator | TwoStreamGenerator, latents: Tensor
+    generator: OneStreamGenerator | TwoStreamGenerator, latents: Tensor, streams: bool = True
 ) -> dict[str, Tensor]:
     """Clips made in evaluation mode, by stream, all fp32 (N, 3 or 1, T, H, W) in [-1, 1].
 
-    "video" always; for two streams also "foreground", "mask" (-1 for 0, 1 for 1) and "background"
-    (repeated over time).
+    "video" always; for two streams, where `streams` are wanted, also "foreground", "mask" (-1 for
+    0, 1 for 1) and "background" (repeated over time).
     """
     training = generator.training
     generator.eval()
     if isinstance(generator, OneStreamGenerator):
         made = {"video": generator(latents).float()}
+    elif not streams:
+        made = {"video": generator(latents)[0].float()}
     else:
-        streams = generator.streams(latents)
+        of = generator.streams(latents)
         made = {
-            "video": streams.video,
-            "foreground": streams.foreground,
-            "mask": 2 * streams.mask - 1,
-            "background": streams.background[:, :, None].expand_as(streams.video),
+            "video": of.video,
+            "foreground": of.foreground,
+            "mask": 2 * of.mask - 1,
+            "background": of.background[:, :, None].expand_as(of.video),
         }
     generator.train(training)
     return made

@@ -99,9 +99,7 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     graph = CudaGraph(device) if device.type == "cuda" else None
 
     made, first = [], 0
-    for clips in sample_batches(generator, latents, graph):
-        if not streams:
-            clips = {"video": clips["video"]}
+    for clips in sample_batches(generator, latents, graph, streams):
         # Streams of a clip lie side by side: one wide clip.
         frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
         if whole:
@@ -121,13 +119,16 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
 
 
 def sample_batches(
-    generator: OneStreamGenerator | TwoStreamGenerator, latents: Tensor, graph: Graph | None
+    generator: OneStreamGenerator | TwoStreamGenerator,
+    latents: Tensor,
+    graph: Graph | None,
+    streams: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
     """Streams (`sample_streams`) of `BATCH` latents at a time; the next overwrite them.
 
     Full batches are replayed from `graph` where there is one; the rest at the end is not padded.
     """
-    sample = partial(sample_streams, generator)
+    sample = partial(sample_streams, generator, streams=streams)
     sample_full = Replayed(sample, graph) if graph else sample
     for batch in latents.split(BATCH):
         yield sample_full(batch) if len(batch) == BATCH else sample(batch)
@@ -141,7 +142,7 @@ def load_generator(checkpoint: Path, settings: Settings, device: torch.device):
     Raises:
         UserError: when the checkpoint holds no such generator.
     """
-    backend = "reference" if settings.backend == "reference" else "auto"
+    backend = "auto" if settings.backend == "fused" else settings.backend
     generator = build_generator(replace(settings, backend=backend, device=device.type))
     load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
     generator.to(device)

@@ -80,10 +80,11 @@ class Settings:
         None, "decoding processes, and threads that prepare batches  [default: one a CPU]"
     )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
-    backend: Literal["auto", "fused", "reference"] = _option(
+    backend: Literal["auto", "fused", "library", "reference"] = _option(
         "auto",
         "auto: on a GPU for each layer the faster of this project's kernels and the library, on a "
-        "CPU the library; fused: the kernels throughout; reference: the plain loop",
+        "CPU the library; fused: the kernels throughout; library: PyTorch's layers throughout; "
+        "reference: the plain loop",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = _option(
         "auto",

@@ -296,3 +296,4 @@ def test_where_the_kernels_train():
     assert of(backend="auto", device="cpu") is None
     assert of(backend="auto", device="cuda", precision="fp16") is None
     assert of(backend="reference", device="cuda", precision="fp32") is None
+    assert of(backend="library", device="cuda") is None

@@ -1,0 +1,90 @@
+"""Training from JPEG strips on disk: the loop that people run today, and ours."""
+
+import contextlib
+import dataclasses
+import time
+from functools import partial
+
+from benchmarks import media
+from benchmarks.bench_loaders import Batches, Source, ours, theirs
+from benchmarks.measure import Contender, Contest, Device, Prepared
+from benchmarks.presets import Networks, Preset
+from benchmarks.rivals import rivals
+from vgan_fast.device import configure, resolved
+from vgan_fast.gan_step import GANStep
+from vgan_fast.settings import Settings
+
+STEPS, ROUNDS = 2, 4  # of a round; rounds
+
+
+def training(
+    name: str, settings: Settings, batches: Batches, source: Source, waits: bool
+) -> Contender:
+    """Fetch and train; `waits` for the device after every step, as reading a loss does."""
+
+    def build(stack: contextlib.ExitStack) -> Prepared:
+        resolved_settings = resolved(settings)
+        configure(resolved_settings)
+        step = GANStep(resolved_settings)
+        next_batch = batches(source.data, stack)
+        info = {"clips": STEPS * settings.batch_size}
+        spent = {"waiting": 0.0, "all": 0.0}
+
+        def work() -> None:
+            begin = time.perf_counter()
+            for _ in range(STEPS):
+                before = time.perf_counter()
+                frames = next_batch()
+                spent["waiting"] += time.perf_counter() - before
+                losses = step(frames)
+                if waits:
+                    float(losses["g"])
+            spent["all"] += time.perf_counter() - begin
+            info["data_wait"] = spent["waiting"] / spent["all"]
+
+        return Prepared(work, info)
+
+    return Contender(name, build, resolved(settings).precision)
+
+
+def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
+    """All ways on networks of one size."""
+    files = dataclasses.replace(
+        preset.files,
+        frames=networks.shape.frames,
+        size=networks.shape.size,
+        batch=networks.batch,
+    )
+    source = Source(partial(media.write_strips, files=files), False, files)
+    reference, *_, best = rivals(device)
+    today = theirs(media.strip_by_pillow, 1, files, device)
+    return Contest(
+        "end to end",
+        f"strips, {networks}",
+        [
+            training("today's loop", reference.settings(networks, device), today, source, True),
+            *(
+                training(
+                    f"ours, --cache {cache}",
+                    best.settings(networks, device),
+                    ours(files, device, cache),
+                    source,
+                    False,
+                )
+                for cache in ("none", "auto")
+            ),
+        ],
+        ROUNDS,
+        3 if device.gpu else 1,
+        in_turns=False,
+        inspected=False,
+    )
+
+
+def contests(preset: Preset, device: Device) -> list[Contest]:
+    """Each of the trained networks."""
+    return [contest(networks, preset, device) for networks in preset.trained]
+
+
+def test_end_to_end(contest, contender, measured):
+    measured(contest, contender)

@@ -1,0 +1,94 @@
+"""The benchmarks' options and fixtures: contests are raced once, each contender is one benchmark."""
+
+import os
+
+import pytest
+import torch
+
+from benchmarks.measure import Device, clock, race
+from benchmarks.presets import PRESETS
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--preset",
+        choices=PRESETS,
+        default="gpu" if torch.cuda.is_available() else "cpu",
+        help="sizes and effort",
+    )
+    parser.addoption(
+        "--dry-run",
+        action="store_true",
+        help="run the preset's code at tiny sizes on a CPU; its numbers mean nothing",
+    )
+
+
+def pytest_configure(config):
+    config.preset = PRESETS[config.getoption("--preset")]
+    where = config.preset.device
+    if config.getoption("--dry-run"):
+        config.preset, where = config.preset.tiny(), "cpu"
+    elif where == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--preset gpu needs a GPU; add --dry-run to try it on a CPU")
+    config.device = Device(torch.device(where))
+
+
+def pytest_generate_tests(metafunc):
+    if "contender" in metafunc.fixturenames:
+        contests = metafunc.module.contests(metafunc.config.preset, metafunc.config.device)
+        pairs = [(contest, each.name) for contest in contests for each in contest.contenders]
+        ids = [f"{contest.case}, {name}" for contest, name in pairs]
+        metafunc.parametrize(("contest", "contender"), pairs, ids=ids)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=clock))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches_of_their_own(tmp_path_factory):
+    """What is chosen or compiled for tiny sizes does not fill the user's caches."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def results():
+    """Of the contests that were raced, by kind and case."""
+    return {}
+
+
+@pytest.fixture
+def measured(benchmark, results, request):
+    """Race a contest unless it was, and hand a contender's times to pytest-benchmark."""
+
+    def measure(contest, contender: str) -> None:
+        key = contest.kind, contest.case
+        if key not in results:
+            results[key] = race(contest, request.config.device)
+        result = results[key][contender]
+        if result.failed:
+            benchmark.skipped = True  # there is nothing to warn of
+            pytest.fail(result.failed, pytrace=False)
+        seconds = iter(result.seconds)
+
+        def advance() -> None:
+            clock.now += next(seconds)
+
+        (precision,) = (c.precision for c in contest.contenders if c.name == contender)
+        benchmark.group = f"{contest.kind}: {contest.case}"
+        benchmark.extra_info.update(
+            {
+                **result.info,
+                "kind": contest.kind,
+                "case": contest.case,
+                "contender": contender,
+                "precision": precision,
+                "counted": contest.counted,
+                "device": request.config.device.device.type,
+            }
+        )
+        benchmark.pedantic(advance, rounds=len(result.seconds))
+
+    return measure

@@ -1,0 +1,231 @@
+"""Timing, memory and launches of a piece of work, the same on a CPU and a GPU.
+
+pytest-benchmark's timer knows no device events and runs one benchmark after the other, so times are
+taken here, rivals in turns, and handed to it: its clock then advances by what was measured.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+FLUSH = 256 << 20  # bytes: more than a cache holds, of a CPU or a GPU
+Work = Callable[[], object]
+
+
+class FedClock:
+    """A clock for pytest-benchmark that shows the seconds it was fed."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds fed so far."""
+        return self.now
+
+
+clock = FedClock()
+
+
+class Device:
+    """What measuring asks of the device that the work is on."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.gpu = device, device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if self.gpu else None
+        self._flush = None
+
+    def current(self) -> contextlib.AbstractContextManager:
+        """Where all work is built and done: a backward is captured in its forward's stream only."""
+        return torch.cuda.stream(self.stream) if self.gpu else contextlib.nullcontext()
+
+    def flush(self) -> None:
+        """Fill the cache with something else, so that inputs come from memory."""
+        if self._flush is None:
+            self._flush = torch.empty(FLUSH, dtype=torch.uint8, device=self.device)
+        self._flush.zero_()
+
+    def seconds(self, work: Work) -> float:
+        """One call, from its start until the device has done it: by the device's own clock."""
+        if not self.gpu:
+            begin = time.perf_counter()
+            work()
+            return time.perf_counter() - begin
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def captured(self, work: Work) -> Work:
+        """The work as a CUDA graph: launching one kernel takes longer than many a kernel."""
+        if not self.gpu:
+            return work
+        work()  # loads modules, which a capture forbids
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            work()
+        return graph.replay
+
+    def allocated(self) -> int:
+        """Bytes that PyTorch holds on a GPU now; 0 on a CPU, where nothing counts them."""
+        return torch.cuda.memory_allocated(self.device) if self.gpu else 0
+
+    def inspected(self, work: Work) -> tuple[int, int]:
+        """Launches of one call, and the most bytes that it held beyond those there before.
+
+        Launches are the device's kernels and copies on a GPU, and on a CPU the ATen operators that
+        call no other. Bytes are those of PyTorch's allocator.
+        """
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.gpu:
+            activities = [torch.profiler.ProfilerActivity.CUDA]
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        before = self.allocated()
+        with torch.profiler.profile(activities=activities, profile_memory=not self.gpu) as profile:
+            work()
+            if self.gpu:
+                torch.cuda.synchronize(self.device)
+        if self.gpu:
+            on_gpu = torch.autograd.DeviceType.CUDA
+            launches = sum(event.device_type == on_gpu for event in profile.events())
+            return launches, torch.cuda.max_memory_allocated(self.device) - before
+        launches = sum(
+            event.name.startswith("aten::") and not event.cpu_children for event in profile.events()
+        )
+        # Of the raw events: those of `events()` are credited to operators, which frees are not.
+        raw = profile.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in raw if e.name() == "[memory]")
+        held = peak = 0
+        for _, change in changes:
+            held += change
+            peak = max(peak, held)
+        return launches, peak
+
+
+@dataclass
+class Prepared:
+    """Work that is ready.
+
+    Attributes:
+        work: what is timed.
+        info: of one call, for the report: clips, opening_seconds and so on; may be filled by the
+            work.
+    """
+
+    work: Work
+    info: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Contender:
+    """One way to do a piece of work.
+
+    Attributes:
+        name: for the report.
+        build: prepares the work and leaves on the stack what is to be closed afterwards; raises if
+            the work cannot be done here, or does not do it right.
+        precision: of the products' operands: bf16, fp16, tf32 or fp32.
+    """
+
+    name: str
+    build: Callable[[contextlib.ExitStack], Prepared]
+    precision: str = "fp32"
+
+
+@dataclass
+class Contest:
+    """A piece of work and the ways to do it.
+
+    Attributes:
+        kind: group of the report.
+        case: which work.
+        contenders: the first is what the others are compared with.
+        counted: (FLOPs, bytes in 16 bits) of each of the passes that the work needs.
+        info: of every contender, for the report.
+        each: done before every timed call and not timed.
+        in_turns: all contenders are ready at once and timed in turns; otherwise one after the
+            other, for work that goes on between calls.
+        rounds: timed calls of each contender.
+        warm_up: calls of each before: they choose algorithms, compile and fill caches.
+        inspected: count launches and memory of a call.
+    """
+
+    kind: str
+    case: str
+    contenders: list[Contender]
+    rounds: int
+    warm_up: int
+    counted: list[tuple[int, int]] = field(default_factory=list)
+    info: dict[str, float] = field(default_factory=dict)
+    each: Work = lambda: None
+    in_turns: bool = True
+    inspected: bool = True
+
+
+@dataclass
+class Result:
+    """What was measured of a contender.
+
+    Attributes:
+        seconds: of each round.
+        info: for the report.
+        failed: why there are no times.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    info: dict[str, float] = field(default_factory=dict)
+    failed: str = ""
+
+
+class WrongResultError(Exception):
+    """What a contender does is not what the first one does: it gets no time."""
+
+
+def race(contest: Contest, device: Device) -> dict[str, Result]:
+    """Measure contenders by name, in turns, so that ratios hold when the machine's speed drifts."""
+    results = {contender.name: Result() for contender in contest.contenders}
+    contenders = contest.contenders
+    groups = [contenders] if contest.in_turns else [[contender] for contender in contenders]
+    for group in groups:
+        with device.current(), contextlib.ExitStack() as stack:
+            works = {}
+            for contender in group:
+                result = results[contender.name]
+                try:
+                    works[contender.name] = _ready(contest, contender, device, result, stack)
+                # Whatever building, compiling or lack of memory raises; the others go on.
+                except Exception as error:
+                    reason = (str(error).splitlines() or [""])[0][:200]
+                    result.failed = f"{type(error).__name__}: {reason}"
+            for _ in range(contest.rounds):
+                for name, prepared in works.items():
+                    contest.each()
+                    results[name].seconds.append(device.seconds(prepared.work))
+            for name, prepared in works.items():
+                results[name].info |= prepared.info
+    return results
+
+
+def _ready(
+    contest: Contest,
+    contender: Contender,
+    device: Device,
+    result: Result,
+    stack: contextlib.ExitStack,
+) -> Prepared:
+    before = device.allocated()
+    prepared = contender.build(stack)
+    for _ in range(contest.warm_up):
+        contest.each()
+        prepared.work()
+    built = device.allocated() - before
+    result.info = dict(contest.info)
+    if contest.inspected:
+        launches, peak = device.inspected(prepared.work)
+        result.info |= {"launches": launches, "peak_bytes": built + peak}
+    return prepared
