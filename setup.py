@@ -7,6 +7,12 @@ and type checkers the same names.
 
 from setuptools import setup
 
+BENCH = [
+    "pytest>=8.3,<10",
+    "pytest-benchmark>=5.1,<6",
+    "matplotlib>=3.9,<4",
+]
+
 setup(
     name="vgan_fast",
     version="0.1.0",
@@ -43,8 +49,9 @@ setup(
         "safetensors>=0.5,<1",
     ],
     extras_require={
+        "bench": BENCH,
         "test": [
-            "pytest>=8.3,<10",
+            *BENCH,
             "scipy>=1.13,<2",
             "ruff>=0.12,<1",
         ],

@@ -61,7 +61,7 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
                 raise WrongResultError(f"the videos are off by {error:.1%}")
             return Prepared(work, {"clips": networks.batch})
 
-        return Contender(rival.name, build, rival.precision)
+        return Contender(rival.name, build, rival.precision, rival.about)
 
     return Contest(
         "generation",

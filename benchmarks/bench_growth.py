@@ -1,12 +1,9 @@
-"""Time and memory of the default training step against each of its sizes; loaders and workers."""
+"""Time and memory of the default training step against each of its sizes."""
 
 import dataclasses
-from functools import partial
 
 import torch
 
-from benchmarks import media
-from benchmarks.bench_loaders import Source, delivery, ours
 from benchmarks.measure import Contender, Contest, Device, Prepared
 from benchmarks.presets import Networks, Preset
 from benchmarks.rivals import rivals
@@ -64,18 +61,6 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
         ]
         info = {"base": str(base)}
         found.append(Contest("growth", axis, contenders, ROUNDS, 0, info=info, in_turns=False))
-    files = preset.files
-    source = Source(partial(media.write_strips, files=files), False, files)
-    contenders = [
-        delivery(str(workers), ours(files, device, "none", workers), source, files)
-        for workers in preset.workers
-    ]
-    info = {"base": "strips of 128x128 frames, --cache none"}
-    found.append(
-        Contest(
-            "growth", "workers", contenders, ROUNDS, 0, info=info, in_turns=False, inspected=False
-        )
-    )
     return found
 
 

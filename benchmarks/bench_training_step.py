@@ -103,7 +103,7 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
             compare(found, expected[0])
             return Prepared(work, {"clips": networks.batch})
 
-        return Contender(rival.name, build, rival.precision)
+        return Contender(rival.name, build, rival.precision, rival.about)
 
     return Contest(
         "training step",
@@ -112,6 +112,7 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
         preset.rounds,
         preset.warm_up + 1 if device.gpu else min(preset.warm_up, 1),
         counted=[(call.flops, call.bytes) for call in training_step(shape, networks.batch)],
+        profiled=True,
     )
 
 

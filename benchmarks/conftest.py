@@ -1,6 +1,7 @@
-"""The benchmarks' options and fixtures: contests are raced once, each contender is one benchmark."""
+"""Options and fixtures: contests are raced once, and each contender is a benchmark."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,23 @@ import torch
 from benchmarks.measure import Device, clock, race
 from benchmarks.presets import PRESETS
 
+# Loaders need libraries that a machine with a GPU may lack; the rest is measured without them.
+try:
+    import benchmarks.bench_end_to_end  # noqa: F401
+
+    ABSENT = None
+except ImportError as error:
+    ABSENT = error.name
+collect_ignore = ["bench_loaders.py", "bench_end_to_end.py"] if ABSENT else []
+
+
+def pytest_report_header():
+    """Say what is left out."""
+    return f"benchmarks of the loaders left out, without {ABSENT}" if ABSENT else None
+
 
 def pytest_addoption(parser):
+    """Which preset, and whether for real."""
     parser.addoption(
         "--preset",
         choices=PRESETS,
@@ -21,19 +37,24 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the preset's code at tiny sizes on a CPU; its numbers mean nothing",
     )
+    parser.addoption(
+        "--traces", type=Path, help="folder for a Chrome trace of each rival's training step"
+    )
 
 
 def pytest_configure(config):
+    """Resolve the preset and the device, for collection and fixtures."""
     config.preset = PRESETS[config.getoption("--preset")]
     where = config.preset.device
     if config.getoption("--dry-run"):
         config.preset, where = config.preset.tiny(), "cpu"
     elif where == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--preset gpu needs a GPU; add --dry-run to try it on a CPU")
-    config.device = Device(torch.device(where))
+    config.device = Device(torch.device(where), config.getoption("--traces"))
 
 
 def pytest_generate_tests(metafunc):
+    """One benchmark for each contender of each contest that a module offers."""
     if "contender" in metafunc.fixturenames:
         contests = metafunc.module.contests(metafunc.config.preset, metafunc.config.device)
         pairs = [(contest, each.name) for contest in contests for each in contest.contenders]
@@ -43,6 +64,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """All benchmarks take their times from the clock that they are fed to."""
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=clock))
 
@@ -76,7 +98,7 @@ def measured(benchmark, results, request):
         def advance() -> None:
             clock.now += next(seconds)
 
-        (precision,) = (c.precision for c in contest.contenders if c.name == contender)
+        (of,) = (each for each in contest.contenders if each.name == contender)
         benchmark.group = f"{contest.kind}: {contest.case}"
         benchmark.extra_info.update(
             {
@@ -84,9 +106,9 @@ def measured(benchmark, results, request):
                 "kind": contest.kind,
                 "case": contest.case,
                 "contender": contender,
-                "precision": precision,
+                "precision": of.precision,
+                "about": of.about,
                 "counted": contest.counted,
-                "device": request.config.device.device.type,
             }
         )
         benchmark.pedantic(advance, rounds=len(result.seconds))

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import re
 import subprocess
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,14 +19,16 @@ def describe() -> str:
         text=True,
         cwd=Path(__file__).parent,
     ).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return (
-        f"{date.today()}, commit {commit or 'unknown'}, {device}, {os.cpu_count()} cores, "
+        f"{date.today()}, commit {commit or 'unknown'}, {device_name()}, {os.cpu_count()} cores, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
 
 
-def _processor() -> str:
+def device_name(cpu: bool = False) -> str:
+    """The GPU, or the processor with its native bf16 where there is none or `cpu` is asked for."""
+    if torch.cuda.is_available() and not cpu:
+        return torch.cuda.get_device_name()
     flags = Path("/proc/cpuinfo")
     if not flags.exists():
         return platform.processor() or platform.machine()
@@ -35,3 +39,17 @@ def _processor() -> str:
     )
     native = [f for f in ("amx_bf16", "avx512_bf16") if f in lines.get("flags", "")]
     return f"{lines.get('model name', 'CPU')} ({', '.join(native) or 'no native bf16'})"
+
+
+def versions() -> str:
+    """Of the libraries that decide speed."""
+    library = re.search(r"MKL-DNN (v\S+)", torch.__config__.show())
+    found = [f"oneDNN {library[1] if library else 'absent'}"]
+    for name in ("triton", "nvidia-dali-cuda130", "av", "opencv-python-headless", "numpy"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    if torch.cuda.is_available():
+        found += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+    return ", ".join(found)

@@ -8,10 +8,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 FLUSH = 256 << 20  # bytes: more than a cache holds, of a CPU or a GPU
+OPERATIONS = 15  # rows of a per-operation table
 Work = Callable[[], object]
 
 
@@ -30,10 +32,15 @@ clock = FedClock()
 
 
 class Device:
-    """What measuring asks of the device that the work is on."""
+    """What measuring asks of the device that the work is on.
 
-    def __init__(self, device: torch.device):
-        self.device, self.gpu = device, device.type == "cuda"
+    Args:
+        device: that device.
+        traces: folder for Chrome traces, if wanted.
+    """
+
+    def __init__(self, device: torch.device, traces: Path | None = None):
+        self.device, self.gpu, self.traces = device, device.type == "cuda", traces
         self.stream = torch.cuda.Stream(device) if self.gpu else None
         self._flush = None
 
@@ -74,15 +81,15 @@ class Device:
         """Bytes that PyTorch holds on a GPU now; 0 on a CPU, where nothing counts them."""
         return torch.cuda.memory_allocated(self.device) if self.gpu else 0
 
-    def inspected(self, work: Work) -> tuple[int, int]:
-        """Launches of one call, and the most bytes that it held beyond those there before.
+    def inspected(self, work: Work) -> tuple[torch.profiler.profile, dict[str, int]]:
+        """The profile of one call; its launches, and the most bytes held beyond those before.
 
         Launches are the device's kernels and copies on a GPU, and on a CPU the ATen operators that
         call no other. Bytes are those of PyTorch's allocator.
         """
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.gpu:
-            activities = [torch.profiler.ProfilerActivity.CUDA]
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         before = self.allocated()
@@ -93,7 +100,8 @@ class Device:
         if self.gpu:
             on_gpu = torch.autograd.DeviceType.CUDA
             launches = sum(event.device_type == on_gpu for event in profile.events())
-            return launches, torch.cuda.max_memory_allocated(self.device) - before
+            peak = torch.cuda.max_memory_allocated(self.device) - before
+            return profile, {"launches": launches, "peak_bytes": peak}
         launches = sum(
             event.name.startswith("aten::") and not event.cpu_children for event in profile.events()
         )
@@ -104,7 +112,15 @@ class Device:
         for _, change in changes:
             held += change
             peak = max(peak, held)
-        return launches, peak
+        return profile, {"launches": launches, "peak_bytes": peak}
+
+    def operations(self, profile: torch.profiler.profile) -> list[tuple[str, int, float]]:
+        """What took longest of a profile: name, calls, seconds of its own."""
+        found = []
+        for row in profile.key_averages():
+            spent = row.self_device_time_total if self.gpu else row.self_cpu_time_total
+            found.append((row.key, row.count, spent / 1e6))
+        return sorted(found, key=lambda row: -row[2])[:OPERATIONS]
 
 
 @dataclass
@@ -130,11 +146,13 @@ class Contender:
         build: prepares the work and leaves on the stack what is to be closed afterwards; raises if
             the work cannot be done here, or does not do it right.
         precision: of the products' operands: bf16, fp16, tf32 or fp32.
+        about: what it is, for the report.
     """
 
     name: str
     build: Callable[[contextlib.ExitStack], Prepared]
     precision: str = "fp32"
+    about: str = ""
 
 
 @dataclass
@@ -153,6 +171,7 @@ class Contest:
         rounds: timed calls of each contender.
         warm_up: calls of each before: they choose algorithms, compile and fill caches.
         inspected: count launches and memory of a call.
+        profiled: keep its operations too, and its trace where that is wanted.
     """
 
     kind: str
@@ -165,6 +184,7 @@ class Contest:
     each: Work = lambda: None
     in_turns: bool = True
     inspected: bool = True
+    profiled: bool = False
 
 
 @dataclass
@@ -178,7 +198,7 @@ class Result:
     """
 
     seconds: list[float] = field(default_factory=list)
-    info: dict[str, float] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)
     failed: str = ""
 
 
@@ -226,6 +246,12 @@ def _ready(
     built = device.allocated() - before
     result.info = dict(contest.info)
     if contest.inspected:
-        launches, peak = device.inspected(prepared.work)
-        result.info |= {"launches": launches, "peak_bytes": built + peak}
+        profile, found = device.inspected(prepared.work)
+        result.info |= found | {"peak_bytes": built + found["peak_bytes"]}
+        if contest.profiled:
+            result.info["operations"] = device.operations(profile)
+            if device.traces:
+                device.traces.mkdir(parents=True, exist_ok=True)
+                name = f"{contest.case}, {contender.name}.json.gz".replace(" ", "_")
+                profile.export_chrome_trace(str(device.traces / name))
     return prepared

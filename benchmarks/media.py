@@ -147,8 +147,18 @@ def batches_of(
 
 
 def thumbnails(clips: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A few pixels of clips (N, T, H, W, 3), enough to tell them apart: fp32 (N, pixels)."""
-    return np.asarray(clips)[:, ::8, ::4, ::4].reshape(len(clips), -1).astype(np.float32)
+    """A few pixels of four frames of clips (N, T, H, W, 3): fp32 (N, 4, pixels).
+
+    Enough to tell clips apart, and one that moves from one that does not.
+    """
+    clips = np.asarray(clips)
+    moments = np.linspace(0, clips.shape[1] - 1, 4).round().astype(int)
+    return clips[:, moments, ::4, ::4].reshape(len(clips), 4, -1).astype(np.float32)
+
+
+def unlike(clip: np.ndarray, others: np.ndarray) -> float:
+    """Grey levels between a thumbnail and the nearest of others: mean of the worst frame."""
+    return float(np.abs(others - clip).mean(2).max(1).min())
 
 
 def thumbnails_of_videos(folder: Path, files: Files) -> np.ndarray:
