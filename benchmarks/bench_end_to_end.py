@@ -9,7 +9,7 @@ from benchmarks import media
 from benchmarks.bench_loaders import Batches, Source, ours, theirs
 from benchmarks.measure import Contender, Contest, Device, Prepared
 from benchmarks.presets import Networks, Preset
-from benchmarks.rivals import rivals
+from benchmarks.rivals import REFERENCE, default
 from vgan_fast.device import configure, resolved
 from vgan_fast.gan_step import GANStep
 from vgan_fast.settings import Settings
@@ -56,13 +56,13 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
         batch=networks.batch,
     )
     source = Source(partial(media.write_strips, files=files), False, files)
-    reference, *_, best = rivals(device)
+    best = default(device)
     today = theirs(media.strip_by_pillow, 1, files, device)
     return Contest(
         "end to end",
         f"strips, {networks}",
         [
-            training("today's loop", reference.settings(networks, device), today, source, True),
+            training("today's loop", REFERENCE.settings(networks, device), today, source, True),
             *(
                 training(
                     f"ours, --cache {cache}",

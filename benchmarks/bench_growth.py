@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.measure import Contender, Contest, Device, Prepared
 from benchmarks.presets import Networks, Preset
-from benchmarks.rivals import rivals
+from benchmarks.rivals import default
 from vgan_fast.device import configure, resolved
 from vgan_fast.gan_step import GANStep
 
@@ -15,7 +15,7 @@ ROUNDS = 4
 
 def step_at(name: str, networks: Networks, device: Device, warm_up: int) -> Contender:
     """The default training step at one size."""
-    best = rivals(device)[-1]
+    best = default(device)
 
     def build(_) -> Prepared:
         settings = resolved(best.settings(networks, device))

@@ -93,7 +93,7 @@ class Preset:
             frames=(4, 8),
             sizes=(8, 16),
             widths=(8, 16),
-            rounds=2,
+            rounds=1,
             warm_up=0,
             product=128,
             copied=1 << 20,

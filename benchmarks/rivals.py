@@ -1,7 +1,6 @@
 """Ways to train and to sample the same networks: PyTorch's, as people use it today, and ours."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.measure import Device
 from benchmarks.presets import Networks
@@ -42,64 +41,68 @@ class Rival:
         )
 
 
-def rivals(device: Device) -> list[Rival]:
-    """Every way that the device has, the reference first; "ours" last."""
-    ways = [
-        Rival(
-            "reference fp32",
-            "plain loop over plain layers, contiguous, eager; Adam as PyTorch defaults to",
-            "reference",
-            "fp32",
-        ),
-        Rival(
-            "library bf16",
-            "PyTorch's layers under bf16 autocast, 3D layers stored channels-last, cuDNN benchmark "
-            "on, fused Adam, no gradient that nobody reads",
-            "library",
-            "bf16",
-        ),
-        Rival(
-            "compiled",
-            "the same, both networks by torch.compile",
-            "library",
-            "bf16",
-            False,
-            "default",
-        ),
-        Rival(
-            "compiled, max-autotune",
-            "the same with mode max-autotune, on a GPU with its own CUDA graphs",
-            "library",
-            "bf16",
-            False,
-            "max-autotune",
-        ),
-    ]
-    if not device.gpu:
-        ours = [
-            Rival("ours", "what `vgan_fast.train` runs on a CPU with native bf16", "auto", "bf16")
-        ]
-        if kernels_run_on(device.device):  # Triton's interpreter, wrong in bf16: a dry run
-            ours = [Rival("ours, kernels", "interpreted", "fused", "fp32")]
-        return ways + ours
-    graph = {"graph": True}
-    tf32 = Rival("reference TF32", "the same with TF32 products", "reference", "tf32")
-    about = "the same, the whole step one CUDA graph"
-    captured = [
-        dataclasses.replace(way, name=f"{way.name}, graph", about=about, **graph)
-        for way in ways[1:3]
-    ]
-    kernels = "our Triton kernels throughout, default tiles"
-    ours = [
-        Rival("ours, no graph", kernels, "fused", "bf16"),
-        Rival("ours, kernels, graph", f"{kernels}; one CUDA graph", "fused", "bf16", True),
-        Rival(
-            "ours",
+REFERENCE = Rival(
+    "reference fp32",
+    "plain loop over plain layers, contiguous, eager; Adam as PyTorch defaults to",
+    "reference",
+    "fp32",
+)
+LIBRARY = Rival(
+    "library bf16",
+    "PyTorch's layers under bf16 autocast, weights stored channels-last, cuDNN benchmark on, fused "
+    "Adam, no gradient that nobody reads",
+    "library",
+    "bf16",
+)
+
+
+def default(device: Device) -> Rival:
+    """What `vgan_fast.train` runs."""
+    if device.gpu:
+        about = (
             "what `vgan_fast.train` runs on a GPU: each layer and direction by the fastest of our "
-            "kernels and the library, one CUDA graph",
-            "auto",
-            "bf16",
-            True,
-        ),
-    ]
-    return [ways[0], tf32, ways[1], captured[0], ways[2], captured[1], ways[3], *ours]
+            "kernels and the library, the whole step one CUDA graph"
+        )
+        return Rival("ours", about, "auto", "bf16", graph=True)
+    about = (
+        "what `vgan_fast.train` runs on a CPU that multiplies bf16: library bf16, with the layers "
+        "that the library is slow at as other products (`vgan_fast/cpu.py`), and freed memory kept"
+    )
+    return Rival("ours", about, "auto", "bf16")
+
+
+def rivals(device: Device) -> list[Rival]:
+    """Every way that the device has, the reference first, the default last."""
+    compiled = replace(
+        LIBRARY,
+        name="compiled",
+        about="library bf16, both networks by torch.compile",
+        mode="default",
+    )
+    tuned = replace(
+        compiled,
+        name="compiled, max-autotune",
+        about="the same with mode max-autotune, on a GPU with its own CUDA graphs",
+        mode="max-autotune",
+    )
+    fused = Rival("kernels", "our Triton kernels throughout, default tiles", "fused", "bf16")
+    if device.gpu:
+        return [
+            REFERENCE,
+            Rival("reference TF32", "the same with TF32 products", "reference", "tf32"),
+            *(way for one in (LIBRARY, compiled) for way in (one, captured(one))),
+            tuned,
+            replace(fused, name="ours, kernels, no graph"),
+            captured(replace(fused, name="ours, kernels")),
+            default(device),
+        ]
+    if kernels_run_on(device.device):  # in Triton's interpreter, wrong in bf16: a dry run
+        interpreted = replace(fused, name="ours, kernels", precision="fp32")
+        return [REFERENCE, LIBRARY, compiled, tuned, interpreted, default(device)]
+    return [REFERENCE, LIBRARY, compiled, tuned, default(device)]
+
+
+def captured(rival: Rival) -> Rival:
+    """The same as one CUDA graph."""
+    about = f"{rival.about}; the whole step one CUDA graph"
+    return replace(rival, name=f"{rival.name}, graph", about=about, graph=True)

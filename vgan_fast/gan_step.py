@@ -3,13 +3,12 @@
 import contextlib
 import copy
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from vgan_fast import fused, models
+from vgan_fast import cpu, fused, models
 from vgan_fast.graph import CudaGraph, Graph, Replayed
 from vgan_fast.kernels.dispatch import Impl
 from vgan_fast.kernels.frames.reference import normalise_frames
@@ -30,9 +29,9 @@ class GANStep:
 
     The reference backend is the plain loop: contiguous, nothing frozen. Where the kernels run
     (`kernels_of`), networks are `vgan_fast.fused`'s, real and generated clips one batch. Otherwise
-    clips and the 3D layers' weights are stored channels-last. But for the reference, optimisers are
-    fused and the discriminator's weights get no gradient in the generator's step, where nobody
-    reads it.
+    clips and the 3D layers' weights are stored channels-last, and on a CPU networks are
+    `vgan_fast.cpu`'s. But for the reference, optimisers are fused and the discriminator's weights
+    get no gradient in the generator's step, where nobody reads it.
 
     Shapes are the same at every call and nothing waits for the device, but the gradient scaler of
     fp16 before a plain optimiser. With `settings.graph` the whole step is one replayed graph
@@ -52,9 +51,6 @@ class GANStep:
         torch.manual_seed(settings.seed)
         self.generator = build_generator(settings).to(device)
         self.discriminator = build_discriminator(settings).to(device)
-        if not (self.plain or self.fused):
-            for network in (self.generator, self.discriminator):
-                _store_channels_last(network)
         self.sampler = self.generator
         if settings.average:
             self.sampler = copy.deepcopy(self.generator).requires_grad_(False)
@@ -235,21 +231,26 @@ def kernels_of(settings: Settings) -> Impl | None:
 
 def build_generator(settings: Settings) -> OneStreamGenerator | TwoStreamGenerator:
     """The generator that the settings describe, freshly initialised, on the CPU."""
-    networks, options = _networks(settings)
     if settings.model == "one-stream":
-        return networks.OneStreamGenerator(settings.shape, **options)
-    return networks.TwoStreamGenerator(settings.shape, settings.mask_bias, **options)
+        return _built("OneStreamGenerator", settings)
+    return _built("TwoStreamGenerator", settings, settings.mask_bias)
 
 
 def build_discriminator(settings: Settings) -> Discriminator:
     """The discriminator that the settings describe, freshly initialised, on the CPU."""
-    networks, options = _networks(settings)
-    return networks.Discriminator(settings.shape, int(settings.logits), **options)
+    return _built("Discriminator", settings, int(settings.logits))
 
 
-def _networks(settings: Settings) -> tuple[ModuleType, dict]:
+def _built(name: str, settings: Settings, *arguments):
     impl = kernels_of(settings)
-    return (models, {}) if impl is None else (fused, {"impl": impl})
+    if impl is not None:
+        return getattr(fused, name)(settings.shape, *arguments, impl=impl)
+    if settings.backend == "auto" and settings.device == "cpu":
+        return getattr(cpu, name)(settings.shape, *arguments)
+    network = getattr(models, name)(settings.shape, *arguments)
+    if settings.backend != "reference":
+        models.store_channels_last(network)
+    return network
 
 
 @torch.no_grad()
@@ -291,12 +292,6 @@ def sample_streams(
         }
     generator.train(training)
     return made
-
-
-def _store_channels_last(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            module.to(memory_format=torch.channels_last_3d)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.cli import Program
-from vgan_fast.device import configure, find_device
+from vgan_fast.device import configure, find_device, multiplies_bf16
 from vgan_fast.errors import UserError
 from vgan_fast.gan_step import build_generator, sample_streams, with_own_statistics
 from vgan_fast.graph import CudaGraph, Graph, Replayed
@@ -93,22 +93,23 @@ def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     if streams and settings.model != "two-stream":
         raise UserError(f"--streams: the generator in {run} has one stream only")
     device = find_device(device)
-    configure(settings)
-    generator = load_generator(checkpoint, settings, device)
+    configure(replace(settings, device=device.type))
     latents = draw_latents(count, settings.latent, seed, to_seed).to(device)
     graph = CudaGraph(device) if device.type == "cuda" else None
 
     made, first = [], 0
-    for clips in sample_batches(generator, latents, graph, streams):
-        # Streams of a clip lie side by side: one wide clip.
-        frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
-        if whole:
-            made.append(frames)
-        else:
-            for i, clip in enumerate(frames, start=first):
-                picture = film_strip(clip[None]) if each == "png" else animated_grid(clip[None])
-                write_picture(out / f"clip-{i:06d}.{each}", picture, fps)
-            first += len(frames)
+    with _autocast(settings, device):
+        generator = load_generator(checkpoint, settings, device)
+        for clips in sample_batches(generator, latents, graph, streams):
+            # Streams of a clip lie side by side: one wide clip.
+            frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
+            if whole:
+                made.append(frames)
+            else:
+                for i, clip in enumerate(frames, start=first):
+                    picture = film_strip(clip[None]) if each == "png" else animated_grid(clip[None])
+                    write_picture(out / f"clip-{i:06d}.{each}", picture, fps)
+                first += len(frames)
     if whole:
         frames = np.concatenate(made)
         write_picture(
@@ -147,6 +148,12 @@ def load_generator(checkpoint: Path, settings: Settings, device: torch.device):
     load_weights(checkpoint, {"averaged" if settings.average else "generator": generator})
     generator.to(device)
     return with_own_statistics(generator) if settings.average else generator
+
+
+def _autocast(settings: Settings, device: torch.device) -> torch.autocast:
+    """The precision of a run in bf16, where the device multiplies it; fp32 otherwise."""
+    bf16 = settings.precision == "bf16" and multiplies_bf16(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def draw_latents(count: int, size: int, seed: int, to_seed: int | None = None) -> Tensor:

@@ -29,6 +29,15 @@ def _initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def store_channels_last(network: nn.Module) -> None:
+    """Lay the weights of its convolutions out with the channels last in memory."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.to(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)
+
+
 def _upsampler(shape: ClipShape, convolution: type, norm: type, first_kernel: tuple[int, ...]):
     """Latent -> `width` channels at half the output's resolution (paper section 3.1)."""
     widths = shape.widths

@@ -101,3 +101,26 @@ def test_fp32_is_rounded_to_tf32_for_tf32_and_only_then(switches, precision):
     assert torch.backends.cudnn.allow_tf32 == tf32
     assert torch.backends.cuda.matmul.allow_tf32 == tf32
     assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+
+
+def test_freed_memory_is_kept_but_for_the_reference(monkeypatch):
+    calls = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda *values: calls.append(values)
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    configure(CPU)
+    kept = list(calls)
+    calls.clear()
+    configure(dataclasses.replace(CPU, backend="reference"))
+    assert [name for name, _ in kept] == [name for name, _ in calls] == [-4, -3, -1]
+    assert dict(kept)[-4] == 0
+    assert dict(calls)[-4] > 0
+    calls.clear()
+    configure(dataclasses.replace(CPU, device="cuda"))
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))  # musl, macOS
+    configure(CPU)
+    assert not calls
