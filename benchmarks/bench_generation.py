@@ -32,12 +32,7 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
             if not expected:
                 start.to(device.device)(latents)
             generator.load_state_dict(start.state_dict())
-            if rival.mode is not None:
-                torch._dynamo.reset()
-                if preset.compiler == "inductor":
-                    generator.compile(mode=rival.mode)
-                else:
-                    generator.compile(backend=preset.compiler)
+            rival.compile(generator, preset.compiler)
             dtype = AUTOCAST.get(settings.precision)
 
             def sample(latents: Tensor) -> dict[str, Tensor]:

@@ -124,8 +124,8 @@ def agree(ours: Iterable[Tensor], twin: Iterable[Tensor], precision: str) -> Non
     eps = {"fp32": 2**-23, "tf32": 2**-10, "bf16": 2**-7}[precision]
     for a, b in zip(ours, twin, strict=True):
         error = float((a.float() - b.float()).norm() / b.float().norm())
-        if not error <= 8 * eps:
-            raise WrongResultError(f"off by {error:.2g} of the result, allowed {8 * eps:.2g}")
+        if not error <= 4 * eps:
+            raise WrongResultError(f"off by {error:.2g} of the result, allowed {4 * eps:.2g}")
 
 
 def contests(preset: Preset, device: Device) -> list[Contest]:
@@ -140,8 +140,7 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
             case = list(cases(preset.examined, dtype, device.device))[number]
             call = case.call
             if name == "twin, compiled":
-                torch._dynamo.reset()
-                call = torch.compile(call, backend=preset.compiler)
+                call = torch.compile(call, backend=preset.compiler, dynamic=False)
             impl = "triton" if name == "kernel" else "reference"
             expected, made = case.call("reference"), call(impl)
             seeds = [torch.randn_like(each) for each in expected]

@@ -84,13 +84,8 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
             settings = resolved(rival.settings(networks, device))
             configure(settings)
             step = GANStep(settings)
-            if rival.mode is not None:
-                torch._dynamo.reset()
-                for network in (step.generator, step.discriminator):
-                    if preset.compiler == "inductor":
-                        network.compile(mode=rival.mode)
-                    else:
-                        network.compile(backend=preset.compiler)
+            for network in (step.generator, step.discriminator):
+                rival.compile(network, preset.compiler)
 
             def work() -> None:
                 configure(settings)

@@ -1,10 +1,10 @@
 """Options and fixtures: contests are raced once, and each contender is a benchmark."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 
 from benchmarks.measure import Device, clock, race
 from benchmarks.presets import PRESETS
@@ -50,6 +50,9 @@ def pytest_configure(config):
         config.preset, where = config.preset.tiny(), "cpu"
     elif where == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--preset gpu needs a GPU; add --dry-run to try it on a CPU")
+    # Contenders share the networks' code: each of them is a few compilations of it.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     config.device = Device(torch.device(where), config.getoption("--traces"))
 
 
@@ -69,12 +72,6 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.benchmark(timer=clock))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def caches_of_their_own(tmp_path_factory):
-    """What is chosen or compiled for tiny sizes does not fill the user's caches."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture(scope="session")
 def results():
     """Of the contests that were raced, by kind and case."""
@@ -88,6 +85,7 @@ def measured(benchmark, results, request):
     def measure(contest, contender: str) -> None:
         key = contest.kind, contest.case
         if key not in results:
+            torch.compiler.reset()  # of the last contest's networks
             results[key] = race(contest, request.config.device)
         result = results[key][contender]
         if result.failed:

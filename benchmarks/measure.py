@@ -98,8 +98,7 @@ class Device:
             if self.gpu:
                 torch.cuda.synchronize(self.device)
         if self.gpu:
-            on_gpu = torch.autograd.DeviceType.CUDA
-            launches = sum(event.device_type == on_gpu for event in profile.events())
+            launches = sum(map(self._on_device, profile.events()))
             peak = torch.cuda.max_memory_allocated(self.device) - before
             return profile, {"launches": launches, "peak_bytes": peak}
         launches = sum(
@@ -118,9 +117,14 @@ class Device:
         """What took longest of a profile: name, calls, seconds of its own."""
         found = []
         for row in profile.key_averages():
-            spent = row.self_device_time_total if self.gpu else row.self_cpu_time_total
-            found.append((row.key, row.count, spent / 1e6))
+            if not self.gpu or self._on_device(row):
+                spent = row.self_device_time_total if self.gpu else row.self_cpu_time_total
+                found.append((row.key, row.count, spent / 1e6))
         return sorted(found, key=lambda row: -row[2])[:OPERATIONS]
+
+    def _on_device(self, event) -> bool:
+        """Whether a row of a profile is work of the GPU: a kernel or a copy."""
+        return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from benchmarks.measure import Device
 from benchmarks.presets import Networks
+from vgan_fast.device import multiplies_bf16
 from vgan_fast.kernels.dispatch import kernels_run_on
 from vgan_fast.settings import Settings
 
@@ -40,6 +43,20 @@ class Rival:
             graph=self.graph,
         )
 
+    def compile(self, network: nn.Module, compiler: str) -> None:
+        """Give a network to torch.compile, if that is the rival's way.
+
+        Args:
+            network: compiled in place, at its first calls.
+            compiler: "inductor", or a backend that stands in for it.
+        """
+        if self.mode is None:
+            return
+        if compiler == "inductor":
+            network.compile(mode=self.mode, dynamic=False)
+        else:
+            network.compile(backend=compiler, dynamic=False)
+
 
 REFERENCE = Rival(
     "reference fp32",
@@ -47,13 +64,7 @@ REFERENCE = Rival(
     "reference",
     "fp32",
 )
-LIBRARY = Rival(
-    "library bf16",
-    "PyTorch's layers under bf16 autocast, weights stored channels-last, cuDNN benchmark on, fused "
-    "Adam, no gradient that nobody reads",
-    "library",
-    "bf16",
-)
+KERNELS = Rival("ours, kernels", "our Triton kernels throughout, default tiles", "fused", "bf16")
 
 
 def default(device: Device) -> Rival:
@@ -65,18 +76,26 @@ def default(device: Device) -> Rival:
         )
         return Rival("ours", about, "auto", "bf16", graph=True)
     about = (
-        "what `vgan_fast.train` runs on a CPU that multiplies bf16: library bf16, with the layers "
-        "that the library is slow at as other products (`vgan_fast/cpu.py`), and freed memory kept"
+        "what `vgan_fast.train` runs on this CPU: as the library, but the layers that it is slow "
+        "at as other products (`vgan_fast/cpu.py`), and freed memory kept"
     )
-    return Rival("ours", about, "auto", "bf16")
+    return Rival("ours", about, "auto", _precision(device))
 
 
 def rivals(device: Device) -> list[Rival]:
     """Every way that the device has, the reference first, the default last."""
+    precision = _precision(device)
+    library = Rival(
+        f"library {precision}",
+        f"PyTorch's layers in {precision} (autocast), weights stored channels-last, cuDNN "
+        "benchmark on, fused Adam, no gradient that nobody reads",
+        "library",
+        precision,
+    )
     compiled = replace(
-        LIBRARY,
+        library,
         name="compiled",
-        about="library bf16, both networks by torch.compile",
+        about=f"{library.name}, both networks by torch.compile",
         mode="default",
     )
     tuned = replace(
@@ -85,21 +104,28 @@ def rivals(device: Device) -> list[Rival]:
         about="the same with mode max-autotune, on a GPU with its own CUDA graphs",
         mode="max-autotune",
     )
-    fused = Rival("kernels", "our Triton kernels throughout, default tiles", "fused", "bf16")
     if device.gpu:
         return [
             REFERENCE,
             Rival("reference TF32", "the same with TF32 products", "reference", "tf32"),
-            *(way for one in (LIBRARY, compiled) for way in (one, captured(one))),
+            *(way for one in (library, compiled) for way in (one, captured(one))),
             tuned,
-            replace(fused, name="ours, kernels, no graph"),
-            captured(replace(fused, name="ours, kernels")),
+            replace(KERNELS, name="ours, kernels, no graph"),
+            captured(KERNELS),
             default(device),
         ]
+    ways = [REFERENCE, library, compiled, tuned]
     if kernels_run_on(device.device):  # in Triton's interpreter, wrong in bf16: a dry run
-        interpreted = replace(fused, name="ours, kernels", precision="fp32")
-        return [REFERENCE, LIBRARY, compiled, tuned, interpreted, default(device)]
-    return [REFERENCE, LIBRARY, compiled, tuned, default(device)]
+        ways.append(replace(KERNELS, precision="fp32"))
+    if _precision(device) == "bf16":
+        about = "the same in fp32, as on a CPU that does not multiply bf16"
+        ways.append(replace(default(device), name="ours, fp32", about=about, precision="fp32"))
+    return [*ways, default(device)]
+
+
+def _precision(device: Device) -> str:
+    """What the default path resolves to."""
+    return "bf16" if multiplies_bf16(device.device) else "fp32"
 
 
 def captured(rival: Rival) -> Rival:
