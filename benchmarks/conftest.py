@@ -107,6 +107,7 @@ def measured(benchmark, results, request):
                 "precision": of.precision,
                 "about": of.about,
                 "counted": contest.counted,
+                "in_turns": contest.in_turns,
             }
         )
         benchmark.pedantic(advance, rounds=len(result.seconds))

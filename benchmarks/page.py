@@ -312,7 +312,8 @@ def loaders(report: Report) -> Iterator[str]:
     """Loaders alone, with a consumer, and under training."""
     cases = report.cases("loader")
     if cases:
-        files = PRESETS[report.preset].files
+        preset = PRESETS[report.preset]
+        files = (preset.tiny() if report.dry_run else preset).files
         yield "## Loaders"
         yield ""
         yield LOADERS.format(**dataclasses.asdict(files))

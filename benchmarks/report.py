@@ -98,7 +98,7 @@ def compared(report: Report, before: Report) -> list[str]:
         if row.key not in known:
             lines.append(f"         new  {', '.join(row.key)}")
             continue
-        ratio = 1 / row.over(known[row.key])
+        ratio = row.per_clip / known[row.key].per_clip
         changed = abs(ratio - 1) > CHANGED
         flagged += changed
         mark = ("slower" if ratio > 1 else "faster") if changed else ""
@@ -125,14 +125,15 @@ def draw(report: Report, out: Path) -> None:
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    required=True,
     help="sizes and effort; how long each takes stands below",
 )
 @click.option("--dry-run", is_flag=True, help="the same code at tiny sizes on a CPU")
 @click.option("--compare", is_flag=True, help="print ratios to this device's newest results")
 @click.option("--profile", is_flag=True, help="keep a Chrome trace of each rival's step in OUT")
 @click.option(
-    "--redraw", is_flag=True, help="measure nothing; write OUT's page and plots once more"
+    "--redraw",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="measure nothing; write the page and plots of this folder of results once more",
 )
 @click.option(
     "--out",
@@ -140,17 +141,24 @@ def draw(report: Report, out: Path) -> None:
     help="folder of the results  [default: benchmarks/results/DEVICE-DATE]",
 )
 def main(
-    preset: str, dry_run: bool, compare: bool, profile: bool, redraw: bool, out: Path | None
+    preset: str | None,
+    dry_run: bool,
+    compare: bool,
+    profile: bool,
+    redraw: Path | None,
+    out: Path | None,
 ) -> int:
     """Measure every claim side by side and write JSON, a page, plots and README's table.
 
     README's table is filled from the committed results, unless --out or --dry-run is given.
     """
     if redraw:
-        if out is None or not (out / FILE).exists():
-            raise UserError(f"--redraw: name a folder with {FILE} in --out")
-        draw(Report.load(out / FILE), out)
+        if not (redraw / FILE).exists():
+            raise UserError(f"--redraw {redraw}: holds no {FILE}; name a folder of results")
+        draw(Report.load(redraw / FILE), redraw)
         return 0
+    if preset is None:
+        raise UserError(f"--preset: name one of {', '.join(PRESETS)}")
     if PRESETS[preset].device == "cuda" and not dry_run:
         import torch
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vgan_fast.errors import UserError
+
 FILE = "report.json"
 WIDTHS = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}  # bytes of an operand
 
@@ -27,6 +29,7 @@ class Row:
         flops, bytes: that the work needs at least, by the cost table; 0 where it is not counted.
         floor: seconds that these take at the ceilings of the same run.
         launches, peak_bytes: see `benchmarks.measure.Device.inspected`.
+        in_turns: whether the contest's contenders took turns.
         details: whatever else the benchmark tells.
     """
 
@@ -41,6 +44,7 @@ class Row:
     floor: float = 0.0
     launches: int = 0
     peak_bytes: int = 0
+    in_turns: bool = True
     details: dict = field(default_factory=dict)
 
     @property
@@ -78,12 +82,17 @@ class Row:
         """Share of its time that a consumer, which sleeps in between, waits for clips."""
         return max(0.0, 1 - self.details["consumer_seconds"] / self.median)
 
+    @property
+    def per_clip(self) -> float:
+        """Seconds of a clip, or of a call that gives none."""
+        return self.median / (self.clips or 1)
+
     def over(self, other: Row) -> float:
-        """How many times as fast as another: the median over rounds where they took turns."""
+        """How many times as fast as another of its contest: over turns, where they took any."""
+        if not self.in_turns:
+            return other.per_clip / self.per_clip
         ours, theirs = (np.array(row.seconds) / (row.clips or 1) for row in (self, other))
-        if len(ours) == len(theirs):
-            return float(np.median(theirs / ours))
-        return float(np.median(theirs) / np.median(ours))
+        return float(np.median(theirs / ours))
 
 
 @dataclass
@@ -127,7 +136,7 @@ class Report:
             info = dict(item["extra_info"])
             passes, precision = info.pop("counted"), info["precision"]
             own = {name: info.pop(name) for name in ("kind", "case", "contender", "precision")}
-            shared = ("clips", "launches", "peak_bytes", "flops", "bytes")
+            shared = ("clips", "launches", "peak_bytes", "flops", "bytes", "in_turns")
             own |= {name: info.pop(name) for name in shared if name in info}
             row = Row(seconds=item["stats"]["data"], details=info, **own)
             if passes:
@@ -164,9 +173,16 @@ class Report:
 
     @classmethod
     def load(cls, path: Path) -> Report:
-        """Read back what `to_json` gave."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+        """Read back what `to_json` gave.
+
+        Raises:
+            UserError: it is not that.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise UserError(f"{path}: is no report of this version ({error})") from error
 
 
 def committed(results: Path) -> list[tuple[Path, Report]]:

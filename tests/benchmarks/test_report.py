@@ -66,6 +66,13 @@ def test_a_ratio_is_that_of_turns_not_of_medians():
     assert theirs.over(ours) == pytest.approx(1 / 3)
 
 
+def test_those_who_took_no_turns_are_compared_by_their_medians():
+    ours = benchmark("loader", "a", "ours", [1.0, 9.0, 2.0], clips=1, in_turns=False)
+    theirs = benchmark("loader", "a", "theirs", [8.0, 4.0, 1.0], clips=1, in_turns=False)
+    ours, theirs = report([ours, theirs]).rows
+    assert ours.over(theirs) == 2
+
+
 def test_rates_count_the_clips_of_a_call():
     rows = [
         benchmark("loader", "a", "few", [1.0], clips=4),
@@ -153,7 +160,8 @@ def run(*arguments):
     ("arguments", "line"),
     [
         (["--preset", "smoke"], "error: --out: name a folder"),
-        (["--preset", "cpu", "--redraw"], "error: --redraw: name a folder with report.json"),
+        (["--redraw", "absent"], "error: --redraw absent: holds no report.json; name a folder"),
+        ([], "error: --preset: name one of smoke, cpu, gpu"),
         (["--preset", "large"], "error: Invalid value for '--preset'"),
     ],
 )
@@ -162,6 +170,15 @@ def test_bad_options_are_one_line(arguments, line):
     assert result.returncode == 2
     assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_report_is_one_line(tmp_path):
+    (tmp_path / FILE).write_text('{"rows": [{"kind": 1}]}')
+    result = run("--redraw", str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path / FILE}: is no report of this version")
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def check(folder, preset, result):
@@ -204,4 +221,5 @@ def test_the_gpu_preset_runs_to_its_end_on_a_cpu(tmp_path):
     assert "ours, kernels" in {row.contender for row in made.of("training step")}
     assert "kernel" in {row.contender for row in made.of("layer")}
     assert "kernel" in {row.contender for row in made.of("kernel")}
-    assert len(list((tmp_path / "gpu" / "traces").iterdir())) == 5
+    traces = list((tmp_path / "gpu" / "traces").iterdir())
+    assert len(traces) == len(made.of("training step"))
