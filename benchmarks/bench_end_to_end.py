@@ -14,11 +14,17 @@ from vgan_fast.device import configure, resolved
 from vgan_fast.gan_step import GANStep
 from vgan_fast.settings import Settings
 
-STEPS, ROUNDS = 2, 4  # of a round; rounds
+ROUNDS = 4
 
 
 def training(
-    name: str, settings: Settings, batches: Batches, source: Source, waits: bool
+    name: str,
+    settings: Settings,
+    batches: Batches,
+    source: Source,
+    waits: bool,
+    steps: int,
+    device: Device,
 ) -> Contender:
     """Fetch and train; `waits` for the device after every step, as reading a loss does."""
 
@@ -27,20 +33,22 @@ def training(
         configure(resolved_settings)
         step = GANStep(resolved_settings)
         next_batch = batches(source.data, stack)
-        info = {"clips": STEPS * settings.batch_size}
-        spent = {"waiting": 0.0, "all": 0.0}
+        info: dict[str, float] = {"clips": steps * settings.batch_size}
+        spent: list[tuple[float, float]] = []
 
         def work() -> None:
-            begin = time.perf_counter()
-            for _ in range(STEPS):
+            begin, waiting = time.perf_counter(), 0.0
+            for _ in range(steps):
                 before = time.perf_counter()
                 frames = next_batch()
-                spent["waiting"] += time.perf_counter() - before
+                waiting += time.perf_counter() - before
                 losses = step(frames)
                 if waits:
                     float(losses["g"])
-            spent["all"] += time.perf_counter() - begin
-            info["data_wait"] = spent["waiting"] / spent["all"]
+            device.wait()
+            spent.append((waiting, time.perf_counter() - begin))
+            waiting, everything = map(sum, zip(*spent[-ROUNDS:], strict=True))
+            info["waiting"] = waiting / everything
 
         return Prepared(work, info)
 
@@ -58,11 +66,14 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
     source = Source(partial(media.write_strips, files=files), False, files)
     best = default(device)
     today = theirs(media.strip_by_pillow, 1, files, device)
+    of = preset.steps_of_files, device
     return Contest(
         "end to end",
         f"strips, {networks}",
         [
-            training("today's loop", REFERENCE.settings(networks, device), today, source, True),
+            training(
+                "today's loop", REFERENCE.settings(networks, device), today, source, True, *of
+            ),
             *(
                 training(
                     f"ours, --cache {cache}",
@@ -70,12 +81,13 @@ def contest(networks: Networks, preset: Preset, device: Device) -> Contest:
                     ours(files, device, cache),
                     source,
                     False,
+                    *of,
                 )
                 for cache in ("none", "auto")
             ),
         ],
         ROUNDS,
-        3 if device.gpu else 1,
+        1,
         in_turns=False,
         inspected=False,
     )

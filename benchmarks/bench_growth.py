@@ -1,4 +1,4 @@
-"""Time and memory of the default training step against each of its sizes."""
+"""Time and memory of our training step against each of its sizes."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ ROUNDS = 4
 
 
 def step_at(name: str, networks: Networks, device: Device, warm_up: int) -> Contender:
-    """The default training step at one size."""
+    """Our training step at one size."""
     # On a GPU with the default tiles: choosing them anew for every size takes minutes.
     best = captured(KERNELS) if device.gpu else default(device)
 
@@ -29,7 +29,7 @@ def step_at(name: str, networks: Networks, device: Device, warm_up: int) -> Cont
             step(frames)
         return Prepared(lambda: step(frames), {"clips": networks.batch})
 
-    return Contender(name, build, best.precision)
+    return Contender(name, build, best.precision, best.about, best.graphed)
 
 
 def contests(preset: Preset, device: Device) -> list[Contest]:

@@ -91,9 +91,9 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
     def by_library(call: Call, channels: int, precision: str, last: bool):
         def build(_) -> Prepared:
             make = work_of_library(call, channels, device.device)
-            work = make(precision, last)
+            work = device.captured(make(precision, last))
             agree([work()], [make("fp32", False)()], precision)
-            return Prepared(device.captured(work))
+            return Prepared(work)
 
         return build
 
@@ -103,12 +103,13 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
             arguments, options = call.arguments(device.device, DTYPES[precision])
             runs = choice.candidates(call.operation, arguments, options)
             run = next(iter(runs.values()))  # the default
-            made, twin = run(*arguments, **options), getattr(reference, call.operation)
-            expected = twin(*arguments, **options)
+            expected = getattr(reference, call.operation)(*arguments, **options)
+            work = device.captured(lambda: run(*arguments, **options))
+            made = work()
             if isinstance(made, Tensor):
                 made, expected = (made,), (expected,)
             agree(made, expected, precision)
-            return Prepared(device.captured(lambda: run(*arguments, **options)))
+            return Prepared(work)
 
         return build
 

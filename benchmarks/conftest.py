@@ -9,20 +9,6 @@ import torch._dynamo
 from benchmarks.measure import Device, clock, race
 from benchmarks.presets import PRESETS
 
-# Loaders need libraries that a machine with a GPU may lack; the rest is measured without them.
-try:
-    import benchmarks.bench_end_to_end  # noqa: F401
-
-    ABSENT = None
-except ImportError as error:
-    ABSENT = error.name
-collect_ignore = ["bench_loaders.py", "bench_end_to_end.py"] if ABSENT else []
-
-
-def pytest_report_header():
-    """Say what is left out."""
-    return f"benchmarks of the loaders left out, without {ABSENT}" if ABSENT else None
-
 
 def pytest_addoption(parser):
     """Which preset, and whether for real."""

@@ -24,7 +24,8 @@ run 180 training_step.txt python -m pytest benchmarks/bench_ceilings.py \
     benchmarks/bench_training_step.py --benchmark-only --preset gpu -q --tb=line \
     --benchmark-json="$out/training_step.json"
 run 120 doctor.txt python -m vgan_fast.kernels.doctor --json "$out/doctor.json"
-run 540 report.txt python -m benchmarks.report --preset gpu --profile --compare
+# With --out gone it fills benchmarks/results and README's table.
+run 540 report.txt python -m benchmarks.report --preset gpu --profile --out "$out/report"
 # Every other test of the kernels runs on a GPU where there is one, bf16 included.
 run 240 all_tests.txt python -m pytest -q -x -m "not gpu and not slow" tests/kernels \
     tests/vgan_fast/test_fused.py --deselect tests/kernels/test_aot.py

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from benchmarks.rows import Report, Row, committed
+from vgan_fast.errors import UserError
 from vgan_fast.files import written_whole
 
 BEGIN, END = "<!-- headline -->", "<!-- /headline -->"
@@ -39,7 +40,7 @@ def figures(report: Report) -> dict[str, str]:
         ours, today = rows["ours, --cache auto"], rows["today's loop"]
         found["from JPEG strips"] = (
             f"{ours.rate:,.4g} clips/s: {ours.over(today):.2f}×, "
-            f"waiting {ours.details['data_wait']:.1%} of the time"
+            f"waiting {ours.waiting:.1%} of the time"
         )
     strips = report.cases("loader").get("strips", {})
     if resident := strips.get("ours, --cache gpu") or strips.get("ours, --cache host"):
@@ -80,10 +81,21 @@ def table(results: Path) -> str:
     return "\n".join(lines)
 
 
+def between_markers(readme: Path) -> tuple[str, str, str]:
+    """What stands before, between and after the markers.
+
+    Raises:
+        UserError: README has none.
+    """
+    head, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    old, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{readme}: holds no {BEGIN} with {END} behind it; put them back")
+    return head, old, tail
+
+
 def fill_readme(readme: Path, results: Path) -> None:
     """Write the table between README's markers."""
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
+    head, _, tail = between_markers(readme)
     with written_whole(readme) as part:
         part.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{tail}", encoding="utf-8")

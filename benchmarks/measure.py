@@ -5,8 +5,9 @@ taken here, rivals in turns, and handed to it: its clock then advances by what w
 """
 
 import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,14 +69,39 @@ class Device:
         return start.elapsed_time(end) / 1e3
 
     def captured(self, work: Work) -> Work:
-        """The work as a CUDA graph: launching one kernel takes longer than many a kernel."""
+        """The work as a CUDA graph: launching one kernel takes longer than many a kernel.
+
+        It returns what the work does, the same tensors at each call.
+        """
         if not self.gpu:
             return work
         work()  # loads modules, which a capture forbids
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
-            work()
-        return graph.replay
+            made = work()
+
+        def replay() -> object:
+            graph.replay()
+            return made
+
+        replay.work = work  # keeps alive what the graph reads
+        return replay
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if self.gpu:
+            torch.cuda.synchronize(self.device)
+
+    def start_anew(self) -> None:
+        """Let go of what nobody needs any more; the most bytes held are counted from now on."""
+        gc.collect()  # training steps refer to themselves
+        if self.gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def most_allocated(self) -> int:
+        """The most bytes that PyTorch held on a GPU since `start_anew`; 0 on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.gpu else 0
 
     def allocated(self) -> int:
         """Bytes that PyTorch holds on a GPU now; 0 on a CPU, where nothing counts them."""
@@ -90,13 +116,12 @@ class Device:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-            torch.cuda.synchronize(self.device)
+            self.wait()
             torch.cuda.reset_peak_memory_stats(self.device)
         before = self.allocated()
         with torch.profiler.profile(activities=activities, profile_memory=not self.gpu) as profile:
             work()
-            if self.gpu:
-                torch.cuda.synchronize(self.device)
+            self.wait()
         if self.gpu:
             launches = sum(map(self._on_device, profile.events()))
             peak = torch.cuda.max_memory_allocated(self.device) - before
@@ -151,12 +176,14 @@ class Contender:
             the work cannot be done here, or does not do it right.
         precision: of the products' operands: bf16, fp16, tf32 or fp32.
         about: what it is, for the report.
+        graphed: whether its memory is a graph's, which is taken while that is captured.
     """
 
     name: str
     build: Callable[[contextlib.ExitStack], Prepared]
     precision: str = "fp32"
     about: str = ""
+    graphed: bool = False
 
 
 @dataclass
@@ -215,24 +242,47 @@ def race(contest: Contest, device: Device) -> dict[str, Result]:
     results = {contender.name: Result() for contender in contest.contenders}
     contenders = contest.contenders
     groups = [contenders] if contest.in_turns else [[contender] for contender in contenders]
-    for group in groups:
-        with device.current(), contextlib.ExitStack() as stack:
-            works = {}
-            for contender in group:
-                result = results[contender.name]
-                try:
-                    works[contender.name] = _ready(contest, contender, device, result, stack)
-                # Whatever building, compiling or lack of memory raises; the others go on.
-                except Exception as error:
-                    reason = (str(error).splitlines() or [""])[0][:200]
-                    result.failed = f"{type(error).__name__}: {reason}"
-            for _ in range(contest.rounds):
-                for name, prepared in works.items():
-                    contest.each()
-                    results[name].seconds.append(device.seconds(prepared.work))
-            for name, prepared in works.items():
-                results[name].info |= prepared.info
+    with device.current():
+        contest.each()  # makes what all share
+        for group in groups:
+            with contextlib.ExitStack() as stack:
+                _race_group(contest, group, device, results, stack)
     return results
+
+
+def _race_group(
+    contest: Contest,
+    group: list[Contender],
+    device: Device,
+    results: dict[str, Result],
+    stack: contextlib.ExitStack,
+) -> None:
+    works: dict[str, Prepared] = {}
+    for contender in group:
+        with _noted(results[contender.name]):
+            works[contender.name] = _ready(
+                contest, contender, device, results[contender.name], stack
+            )
+    for _ in range(contest.rounds):
+        for name, prepared in works.items():
+            result = results[name]
+            if not result.failed:
+                with _noted(result):
+                    contest.each()
+                    result.seconds.append(device.seconds(prepared.work))
+    for name, prepared in works.items():
+        results[name].info |= prepared.info
+
+
+@contextlib.contextmanager
+def _noted(result: Result) -> Iterator[None]:
+    """Whatever building, compiling, work or lack of memory raises costs this result only."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        result.failed = f"{type(error).__name__}: {reason}"
+        result.seconds.clear()
 
 
 def _ready(
@@ -242,6 +292,7 @@ def _ready(
     result: Result,
     stack: contextlib.ExitStack,
 ) -> Prepared:
+    device.start_anew()
     before = device.allocated()
     prepared = contender.build(stack)
     for _ in range(contest.warm_up):
@@ -250,8 +301,10 @@ def _ready(
     built = device.allocated() - before
     result.info = dict(contest.info)
     if contest.inspected:
+        at_most = device.most_allocated() - before
         profile, found = device.inspected(prepared.work)
-        result.info |= found | {"peak_bytes": built + found["peak_bytes"]}
+        held = at_most if contender.graphed and device.gpu else built + found["peak_bytes"]
+        result.info |= found | {"peak_bytes": held}
         if contest.profiled:
             result.info["operations"] = device.operations(profile)
             if device.traces:

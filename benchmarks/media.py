@@ -1,4 +1,7 @@
-"""Files with synthetic clips that loaders read, and what the people's own loaders make of them."""
+"""Files with synthetic clips that loaders read, and what the people's own loaders make of them.
+
+PyAV is imported where it is used: without it only videos are left out.
+"""
 
 import itertools
 import os
@@ -6,7 +9,6 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import av
 import cv2
 import imageio.v3 as iio
 import numpy as np
@@ -23,6 +25,8 @@ PIXELS = {"mjpeg": "yuvj420p"}
 
 def write_videos(folder: Path, files: Files, codec: str) -> Path:
     """Videos of one codec, all with the same content."""
+    import av
+
     folder.mkdir(parents=True)
     side = files.video_side
     clips = SyntheticClips(frames=files.video_frames, size=side, batch_size=1, seed=0)
@@ -78,6 +82,8 @@ def scaled(frames: list[np.ndarray], size: int) -> np.ndarray:
 
 def by_pyav(path: Path, start: int, files: Files) -> np.ndarray:
     """Seek to the keyframe before the clip, then decode."""
+    import av
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"  # the DataLoader's processes are the parallelism
@@ -163,6 +169,8 @@ def unlike(clip: np.ndarray, others: np.ndarray) -> float:
 
 def thumbnails_of_videos(folder: Path, files: Files) -> np.ndarray:
     """Of all clips of all videos, decoded whole by PyAV."""
+    import av
+
     found = []
     for path in sorted(folder.iterdir()):
         with av.open(str(path)) as container:

@@ -25,9 +25,10 @@ METHOD = """\
 - A contender is checked before it is timed, and has no number if it is wrong: steps by losses and
   gradients of the first step against the fp32 reference; videos, layers and kernels by their
   results; loaders by the clips that they give.
-- TFLOP/s and GB/s divide what the work needs at least by the time: FLOPs of the convolutions and
-  bytes of `vgan_fast.kernels.cost`, each tensor read or written once a pass in the contender's
-  precision. What a contender moves beyond that counts against it.
+- TFLOP/s and GB/s divide counted work by the time: FLOPs of the convolutions, and the bytes of the
+  passes of our own step in 16 bits (`vgan_fast.kernels.cost`), each tensor read or written once a
+  pass, the optimiser and casts of weights included. For fp32 and TF32 these bytes are doubled, also
+  those few that are fp32 or uint8 in any case. What a contender moves beyond counts against it.
 - *Of its ceiling*: the time that these FLOPs and bytes would take at this run's own ceilings, pass
   by pass whichever is longer, over the time measured.
 - Launches are {launches}; memory is {memory}.
@@ -118,14 +119,16 @@ def of_contenders(rows: dict[str, Row], launches: str) -> Iterator[str]:
 
 def method(report: Report) -> Iterator[str]:
     """How it was measured, and what the columns mean."""
-    gpu = report.preset == "gpu"
+    gpu = report.on_gpu
     launches = (
         "kernels and copies of the device"
         if gpu
         else "PyTorch operators that call no other (a CPU launches nothing)"
     )
     memory = (
-        "what the contender allocated when it was built and the most that a call took besides"
+        "what the contender allocated when it was built and the most that a call took besides; of "
+        "a graph, whose memory is taken while it is captured, the most since it was built, trials "
+        "of cuDNN's algorithms included"
         if gpu
         else "the most that one call allocates beyond weights and optimiser state, by PyTorch's "
         "allocator"
@@ -200,6 +203,8 @@ def layers(report: Report) -> Iterator[str]:
 
     yield from lines_of_table(columns, (cells(case, rows) for case, rows in cases.items()))
     best = names[-1]
+    if not {"copy", *(row.precision for row in report.of("layer"))} <= report.ceilings.keys():
+        return
     gaps = sorted(
         (rows[best] for rows in cases.values() if best in rows),
         key=lambda row: row.floor - row.median,
@@ -364,7 +369,7 @@ def loaders(report: Report) -> Iterator[str]:
                         number(row.rate),
                         f"{number(row.clips / row.high)} to {number(row.clips / row.low)}",
                         f"{row.over(first):.2f}",
-                        f"{row.details['data_wait']:.1%}",
+                        f"{row.waiting:.1%}",
                     ]
                     for row in rows.values()
                 ),
@@ -381,7 +386,8 @@ def time_to_quality(file: Path) -> Iterator[str]:
     yield ""
     steps = [step for step, *_ in runs[0]["curve"][:1]]
     yield TIME_TO_QUALITY.format(every=steps[0], **settings)
-    yield f"{runs[0]['machine']}; {runs[0]['threads']} thread(s)."
+    for machine in dict.fromkeys(f"{run['machine']}; {run['threads']} thread(s)" for run in runs):
+        yield f"- {machine}"
     yield ""
     rows = []
     for run in sorted(runs, key=lambda run: (run["settings"]["seed"], run["settings"]["backend"])):
@@ -424,7 +430,7 @@ def page(report: Report, out: Path, pictures: dict[str, str], notes: str) -> str
         pictures: names of the plots that lie there, by section.
         notes: written by hand, Markdown.
     """
-    gpu = report.preset == "gpu"
+    gpu = report.on_gpu
     launches = "launches" if gpu else "operators"
 
     def picture(name: str) -> Iterator[str]:

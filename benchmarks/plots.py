@@ -151,14 +151,10 @@ def growth(report: Report) -> Figure | None:
             _law(memory, x, held[0], power, "linear" if power == 1 else "square")
             memory.legend(fontsize=8)
         time.legend(fontsize=8)
-    figure.suptitle(f"Default training step from {points_base(cases)}; one size varied at a time")
+    base = {row.details["base"] for rows in cases.values() for row in rows.values()}
+    figure.suptitle(f"Our training step, one size varied at a time, from {', '.join(sorted(base))}")
     figure.tight_layout()
     return figure
-
-
-def points_base(cases: dict[str, dict[str, Row]]) -> str:
-    """The sizes that are varied one at a time."""
-    return next(iter(cases["batch"].values())).details["base"]
 
 
 def loaders(report: Report) -> Figure | None:
@@ -187,16 +183,18 @@ def data_wait(report: Report) -> Figure | None:
     cases = report.cases("data wait")
     if not cases:
         return None
-    names = list(next(iter(cases.values())))
+    names = list(dict.fromkeys(row.contender for row in report.of("data wait")))
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    shares = np.array([[of[name].waiting for of in cases.values()] for name in names])
+    shares = np.array(
+        [[of[name].waiting if name in of else np.nan for of in cases.values()] for name in names]
+    )
     width = 0.8 / len(names)
     for number, (name, share) in enumerate(zip(names, shares, strict=True)):
         places = np.arange(len(cases)) + number * width
         axis.bar(places, 100 * share, width, label=name)
     axis.set_xticks(
         np.arange(len(cases)) + 0.4 - width / 2,
-        [f"{of[names[0]].details['speed']:g}×" for of in cases.values()],
+        [f"{next(iter(of.values())).details['speed']:g}×" for of in cases.values()],
     )
     axis.set_xlabel("speed of the consumer, times that of the training step")
     axis.set_ylabel("waiting, % of the time")

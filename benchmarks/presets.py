@@ -53,6 +53,9 @@ class Preset:
         examined: networks whose kernels and layers are timed.
         growth: networks that are varied, one size at a time, and the values of each size.
         rounds, warm_up: of contenders, see `benchmarks.measure.race`.
+        later_steps: after the first, before a step's losses are compared again: a graph is captured
+            at the fourth.
+        steps_of_files: training steps of a round from files; more than loaders read ahead.
         product: side of the matrices whose product is the ceiling of arithmetic.
         copied: bytes of the copy that is the ceiling of memory.
         compiler: backend of torch.compile; "eager" stands in where compiling takes too long.
@@ -73,6 +76,8 @@ class Preset:
     widths: tuple[int, ...]
     rounds: int = 10
     warm_up: int = 3
+    later_steps: int = 0
+    steps_of_files: int = 2
     product: int = 2048
     copied: int = 256 << 20
     compiler: str = "inductor"
@@ -95,6 +100,7 @@ class Preset:
             widths=(8, 16),
             rounds=1,
             warm_up=0,
+            steps_of_files=1,
             product=128,
             copied=1 << 20,
             compiler="eager",
@@ -143,9 +149,11 @@ PRESETS = {
         growth=Networks(PAPER, 64),
         batches=(8, 16, 32, 64, 128, 256),
         frames=(16, 32, 64),
-        sizes=(32, 64),
-        widths=(32, 64),
+        sizes=(16, 32, 64),
+        widths=(16, 32, 64),
         rounds=20,
+        later_steps=5,
+        steps_of_files=100,
         product=8192,
         copied=512 << 20,
     ),

@@ -23,14 +23,14 @@ try:
     from benchmarks import plots
 except ImportError as error:
     sys.exit(f"error: {error.name} is missing; pip install -e '.[bench]'")
-from benchmarks.headline import fill_readme
+from benchmarks.headline import between_markers, fill_readme
 from benchmarks.machine import describe, device_name, versions
 from benchmarks.page import page
 from benchmarks.presets import PRESETS
 from benchmarks.rows import FILE, Report, committed
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+RESULTS, README = HERE / "results", HERE.parent / "README.md"
 CHANGED = 0.10  # a median further from the last one is flagged
 NOTES = "notes.md"  # beside the page, written by hand and kept
 
@@ -170,14 +170,17 @@ def main(
             raise UserError("--out: name a folder for results that mean nothing")
         device = re.sub("[^a-z0-9]+", "-", device_of(preset, dry_run).lower()).strip("-")
         out = RESULTS / f"{device}-{date.today()}"
-    report = measure(preset, dry_run, out / "traces" if profile else None)
-    same = (report.device, report.preset)
+    # Read before minutes are spent, so that what cannot be read costs nothing.
+    same = (device_of(preset, dry_run), preset)
     earlier = [old for _, old in committed(RESULTS) if (old.device, old.preset) == same]
+    if to_keep:
+        between_markers(README)
+    report = measure(preset, dry_run, out / "traces" if profile else None)
     with written_whole(out / FILE) as part:
         part.write_text(report.to_json(), encoding="utf-8")
     draw(report, out)
     if to_keep:
-        fill_readme(HERE.parent / "README.md", RESULTS)
+        fill_readme(README, RESULTS)
     if compare:
         print(*(compared(report, earlier[-1]) if earlier else ["no earlier results"]), sep="\n")
     for name, reason in report.failed.items():

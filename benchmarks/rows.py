@@ -79,8 +79,8 @@ class Row:
 
     @property
     def waiting(self) -> float:
-        """Share of its time that a consumer, which sleeps in between, waits for clips."""
-        return max(0.0, 1 - self.details["consumer_seconds"] / self.median)
+        """Share of the time spent waiting for clips."""
+        return self.details["waiting"]
 
     @property
     def per_clip(self) -> float:
@@ -150,6 +150,11 @@ class Report:
                     )
             rows.append(row)
         return cls(rows=rows, **about)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is of a GPU."""
+        return self.preset == "gpu" and not self.dry_run
 
     @cached_property
     def ceilings(self) -> dict[str, float]:

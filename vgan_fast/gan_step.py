@@ -148,10 +148,21 @@ class GANStep:
         """Take back what `state_dict` gave."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            for parameter, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    if value.shape == parameter.shape:
+                        # Fused optimisers pair values by their place in memory, and runs of other
+                        # versions or devices store theirs in another order.
+                        moments[key] = torch.empty_like(parameter).copy_(value)
         self.random.set_state(state["random"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # Older runs have none and need none.
         # The optimisers now hold other tensors than those that a graph would write to.
         self._run = self._captured_later()
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next call replays a graph."""
+        return isinstance(self._run, Replayed) and self._run.captured
 
     @property
     def networks(self) -> dict[str, nn.Module]:

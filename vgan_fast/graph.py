@@ -130,6 +130,11 @@ class Replayed:
         self._graph.replay()
         return self._outputs
 
+    @property
+    def captured(self) -> bool:
+        """Whether calls replay the graph by now."""
+        return self._outputs is not None
+
     def _fill(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = self._inputs or tuple(torch.empty_like(given) for given in inputs)
         for buffer, given in zip(self._inputs, inputs, strict=True):

@@ -1,5 +1,7 @@
 import contextlib
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def test_contenders_take_turns_and_the_one_before_each_is_not_theirs():
     notes = []
     of = contest([noting("a", notes), noting("b", notes)], each=lambda: notes.append("."))
     results = race(of, CPU)
-    warm = ["build a", ".", "a", "build b", ".", "b"]
+    warm = [".", "build a", ".", "a", "build b", ".", "b"]
     assert notes == [*warm, *[".", "a", ".", "b"] * 3, "close b", "close a"]
     assert [len(result.seconds) for result in results.values()] == [3, 3]
     assert results["a"].info == {"clips": 2}
@@ -49,6 +51,66 @@ def test_a_failure_costs_its_own_number_only():
     assert not results["broken"].seconds
     assert len(results["whole"].seconds) == 3
     assert not results["whole"].failed
+
+
+def test_a_failure_in_a_timed_round_costs_its_own_number_only():
+    calls = []
+
+    def work():
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("broke")
+
+    notes = []
+    breaks = Contender("breaks", lambda _: Prepared(work))
+    results = race(contest([breaks, noting("whole", notes)]), CPU)
+    assert results["breaks"].failed == "RuntimeError: broke"
+    assert not results["breaks"].seconds
+    assert len(results["whole"].seconds) == 3
+
+
+def test_a_captured_work_keeps_alive_what_it_reads(monkeypatch):
+    class Graph:
+        def replay(self):
+            pass
+
+    device = Device(torch.device("cpu"))
+    device.gpu, device.stream = True, None
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+
+    def captured():
+        read = torch.ones(3)
+        return device.captured(lambda: read * 2), weakref.ref(read)
+
+    work, read = captured()
+    gc.collect()
+    assert read() is not None
+    assert work().tolist() == [2, 2, 2]
+    del work
+    gc.collect()
+    assert read() is None
+
+
+def test_a_contender_is_gone_when_the_next_is_built():
+    alive = []
+
+    class Step:
+        def __init__(self):
+            self.run = self.train  # refers to itself, as a training step does
+
+        def train(self):
+            pass
+
+    def build(_):
+        alive.append(sum(ref() is not None for ref in steps))
+        step = Step()
+        steps.append(weakref.ref(step))
+        return Prepared(step.run)
+
+    steps = []
+    race(contest([Contender(name, build) for name in "abc"], in_turns=False), CPU)
+    assert alive == [0, 0, 0]
 
 
 def test_seconds_are_those_of_the_work():

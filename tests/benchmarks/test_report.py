@@ -88,15 +88,6 @@ def test_percentiles_are_the_20th_and_80th():
     assert (row.low, row.median, row.high) == (2, 5, 8)
 
 
-def test_waiting_is_what_the_consumer_does_not_sleep():
-    rows = [
-        benchmark("data wait", "a", name, [2.0], clips=1, consumer_seconds=slept, speed=1)
-        for name, slept in (("half", 1.0), ("never", 2.5))
-    ]
-    half, never = report(rows).rows
-    assert (half.waiting, never.waiting) == (0.5, 0)
-
-
 def test_comparing_flags_what_moved_by_more_than_a_tenth():
     def of(times):
         rows = [benchmark("k", "c", name, [time]) for name, time in times.items()]

@@ -297,3 +297,21 @@ def test_where_the_kernels_train():
     assert of(backend="auto", device="cuda", precision="fp16") is None
     assert of(backend="reference", device="cuda", precision="fp32") is None
     assert of(backend="library", device="cuda") is None
+
+
+def test_moments_come_back_in_their_parameters_order_in_memory():
+    straight, resumed = tiny(), tiny()
+    frames = batch()
+    straight(frames)
+    state = copy.deepcopy(straight.state_dict())
+    for optimizer in state["optimizers"].values():  # as versions that stored no channels last
+        for moments in optimizer["state"].values():
+            moments.update({key: value.contiguous() for key, value in moments.items()})
+    for name, network in resumed.networks.items():
+        network.load_state_dict(straight.networks[name].state_dict())
+    resumed.load_state_dict(state)
+    straight(frames)
+    resumed(frames)
+    for name, network in resumed.networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, straight.networks[name].state_dict()[key]), (name, key)
