@@ -74,7 +74,7 @@ class Preset:
     frames: tuple[int, ...]
     sizes: tuple[int, ...]
     widths: tuple[int, ...]
-    rounds: int = 10
+    rounds: int = 8
     warm_up: int = 3
     later_steps: int = 0
     steps_of_files: int = 2
