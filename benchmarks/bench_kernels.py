@@ -1,4 +1,4 @@
-"""Each op that is no convolution: its kernel, its plain twin, and the twin compiled by PyTorch."""
+"""Each op that is no convolution: its kernel and its plain twin."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -143,8 +143,6 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
             torch.manual_seed(0)
             case = list(cases(preset.examined, dtype, device.device))[number]
             call = case.call
-            if name == "twin, compiled":
-                call = torch.compile(call, backend=preset.compiler, dynamic=False)
             impl = "triton" if name == "kernel" else "reference"
             expected, made = case.call("reference"), call(impl)
             seeds = [torch.randn_like(each) for each in expected]
@@ -161,7 +159,7 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
 
         return Contender(name, build, precision)
 
-    rivals = ["twin", "twin, compiled"] + ["kernel"] * kernels_run_on(device.device)
+    rivals = ["twin"] + ["kernel"] * kernels_run_on(device.device)
     found = []
     for number, case in enumerate(cases(preset.examined, dtype, torch.device("meta"))):
         for direction, passes in (("forward", case.forward), ("backward", case.backward)):

@@ -30,7 +30,8 @@ METHOD = """\
   pass, the optimiser and casts of weights included. For fp32 and TF32 these bytes are doubled, also
   those few that are fp32 or uint8 in any case. What a contender moves beyond counts against it.
 - *Of its ceiling*: the time that these FLOPs and bytes would take at this run's own ceilings, pass
-  by pass whichever is longer, over the time measured.
+  by pass whichever is longer, over the time measured. A precision's ceiling is the rate of the
+  large product, or of the fastest layer where one is faster.
 - Launches are {launches}; memory is {memory}.
 """
 GROWTH = """\
@@ -143,8 +144,9 @@ def ceilings(report: Report) -> Iterator[str]:
     """The section on ceilings."""
     yield "## Ceilings of this device"
     yield ""
+    found = report.ceilings
     yield from lines_of_table(
-        ["", "measured", "of"],
+        ["", "measured", "of", "ceiling"],
         (
             [
                 row.contender,
@@ -154,6 +156,7 @@ def ceilings(report: Report) -> Iterator[str]:
                 f"a copy of {row.bytes / 2e6:,.0f} MB, reads and writes"
                 if row.bytes
                 else f"a square matrix product of {row.flops / 1e9:,.0f} GFLOP",
+                f"{number(found[row.contender] / 1e9)} {'GB/s' if row.bytes else 'GFLOP/s'}",
             ]
             for row in report.of("ceiling")
         ),
@@ -236,7 +239,7 @@ def kernels(report: Report) -> Iterator[str]:
     yield "## Kernels"
     yield ""
     if "kernel" not in names:
-        yield "Our kernels need a GPU; their plain twins, eager and compiled, are what runs here."
+        yield "Our kernels need a GPU; their plain twins are what runs here."
         yield ""
     columns = ["op, direction", "MB"]
     for name in names:

@@ -58,6 +58,14 @@ def test_a_floor_is_the_longer_of_both_in_each_pass():
     assert (slow.bytes, fast.bytes) == (120, 60)
 
 
+def test_a_layer_faster_than_the_product_is_the_ceiling():
+    fast = benchmark("layer", "a", "fast", [1.0], counted=[[2000, 1]])
+    slow = benchmark("layer", "b", "slow", [4.0], counted=[[2000, 1]])
+    fast, slow = report([*CEILINGS, fast, slow]).of("layer")
+    assert fast.share == pytest.approx(1)
+    assert slow.share == pytest.approx(1 / 4)
+
+
 def test_a_ratio_is_that_of_turns_not_of_medians():
     ours = benchmark("training step", "a", "ours", [1.0, 2.0, 10.0], clips=1)
     theirs = benchmark("training step", "a", "theirs", [3.0, 6.0, 30.0], clips=1)
