@@ -68,9 +68,9 @@ def test_a_layer_faster_than_the_product_is_the_ceiling():
 
 def test_a_ratio_is_that_of_turns_not_of_medians():
     ours = benchmark("training step", "a", "ours", [1.0, 2.0, 10.0], clips=1)
-    theirs = benchmark("training step", "a", "theirs", [3.0, 6.0, 30.0], clips=1)
+    theirs = benchmark("training step", "a", "theirs", [30.0, 6.0, 30.0], clips=1)
     ours, theirs = report([ours, theirs]).rows
-    assert ours.over(theirs) == pytest.approx(3)
+    assert ours.over(theirs) == pytest.approx(3)  # of 30, 3 and 3; the medians' is 15
     assert theirs.over(ours) == pytest.approx(1 / 3)
 
 
@@ -122,11 +122,12 @@ def test_readme_names_the_newest_results_and_owes_what_was_not_measured(tmp_path
     step = [
         benchmark("training step", "64x64", "reference fp32", [3.0], clips=8),
         benchmark("training step", "64x64", "compiled", [2.0], clips=8),
+        benchmark("training step", "64x64", "compiled, max-autotune", [4.0], clips=8),
         benchmark("training step", "64x64", "ours", [1.0], clips=8),
     ]
     for date, seconds in (("2026-01-02", 1.0), ("2026-03-04", 0.5), ("2025-12-31", 9.0)):
         step[-1] = benchmark("training step", "64x64", "ours", [seconds], clips=8)
-        folder = tmp_path / "results" / f"a-device-{date}"
+        folder = tmp_path / "results" / f"{len(date) + seconds}-{date}"  # names in no order
         folder.mkdir(parents=True)
         (folder / FILE).write_text(report([*CEILINGS, *step], date=date).to_json())
     readme = tmp_path / "README.md"
@@ -169,6 +170,24 @@ def test_bad_options_are_one_line(arguments, line):
     assert result.returncode == 2
     assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == 1
+
+
+def test_a_contender_without_a_number_fails_its_benchmark(tmp_path):
+    code = """
+import sys, pytest
+from benchmarks import bench_ceilings
+from benchmarks.measure import Contender, Contest
+def build(_):
+    raise RuntimeError("lacks a part")
+contest = Contest("ceiling", "copy", [Contender("copy", build)], 1, 0)
+bench_ceilings.contests = lambda preset, device: [contest]
+options = ["--preset=smoke", "--benchmark-only", "-q", f"--junitxml={sys.argv[1]}"]
+sys.exit(pytest.main(["benchmarks/bench_ceilings.py", *options]))
+"""
+    outcome = tmp_path / "outcome.xml"
+    command = [sys.executable, "-c", code, str(outcome)]
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 1
+    assert "RuntimeError: lacks a part" in outcome.read_text()
 
 
 def test_a_damaged_report_is_one_line(tmp_path):

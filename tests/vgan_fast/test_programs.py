@@ -490,3 +490,15 @@ def test_what_the_kernels_trained_generates_where_they_do_not_run(model, tmp_pat
     command = [sys.executable, "-m", "vgan_fast.generate", tmp_path / "run", "--count", "2"]
     subprocess.run([*command, "--out", clips], env=environment, check=True, capture_output=True)
     assert clips.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "wanted"),
+    [("bf16", True, True), ("bf16", False, False), ("fp32", True, False)],
+)
+def test_clips_are_made_in_a_run_s_bf16_where_the_device_multiplies_it(
+    monkeypatch, precision, native, wanted
+):
+    monkeypatch.setattr(generate, "multiplies_bf16", lambda device: native)
+    with generate._autocast(Settings(precision=precision, device="cpu"), torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == wanted
