@@ -25,7 +25,7 @@ from .decoders import (
 )
 from .nvdec import frames_by_nvdec
 
-MAX_FRAMES = 1 << 20  # stored from one source: ten hours at 29 frames a second
+MAX_FRAMES = 1 << 20  # from one source: ten hours at 29 frames a second
 # Seconds from one frame to the next. A longer gap is a damaged time stamp more often than a still
 # picture, and filling it could fill the disk.
 MAX_GAP = 10
@@ -40,13 +40,9 @@ DECODERS = {
 
 
 def decode_source(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
-    """Write the frames of `source` to `target`: a `.npy` of uint8 (F, H, W, 3), RGB, upright.
+    """Write the frames of `source` to `target`: a `.npy` of uint8 (F, H, W, 3), RGB.
 
-    Frames have square pixels. Those whose short side exceeds `settings.short_side` are scaled
-    down to it, aspect kept; smaller ones are not enlarged. With `settings.fps`, the frame nearest
-    in time to each of the moments 0, 1/fps, 2/fps, … after the first frame is stored; otherwise
-    all that decode are, in decode order: headers lie, and time stamps may step back. Two frames
-    are held at a time.
+    Two frames are held at a time; see `DecodedFrames` for what they are.
 
     Returns:
         The frames a second of what is stored; None where neither time stamps nor header tell.
@@ -55,41 +51,68 @@ def decode_source(source: Path, target: Path, decoder: str, settings: Settings) 
         UndecodableError: the decoder yields no frame, too many, or absurd ones.
         OSError: `target` cannot be written.
     """
-    # Broken files are reported by name; complaints of OpenCV and its FFmpeg would only repeat it.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import cv2
-
-    cv2.setNumThreads(settings.threads)
-    return _write(DECODERS[decoder](source, settings), target, settings)
-
-
-def _write(pictures: Iterator[Picture], target: Path, settings: Settings) -> float | None:
-    """Scale the frames and append them to `target`, then write the count into its header."""
-    timed = _Timed(pictures)
-    chosen = ((picture, 1) for picture, _ in timed)
-    if settings.fps is not None:
-        chosen = _at_rate(timed, settings.fps)
+    decoded = DecodedFrames(source, decoder, settings)
     count = height = width = 0
     with open(target, "wb") as file:
-        for picture, copies in chosen:
+        for pixels in decoded:
             if count == 0:
-                check_size(*picture.square)  # the container's figures may have lied
-                height, width = stored_size(picture.square, settings.short_side)
+                height, width = pixels.shape[:2]
                 _write_header(file, count, height, width)
+            count += 1
+            file.write(pixels)
+        file.seek(0)
+        _write_header(file, count, height, width)
+    return decoded.rate
+
+
+class DecodedFrames:
+    """The frames of a source, one after the other: uint8 (H, W, 3), RGB, upright.
+
+    They have square pixels and one size. Those whose short side exceeds `settings.short_side` are
+    scaled down to it, aspect kept; smaller ones are not enlarged. With `settings.fps`, they are
+    those nearest in time to each of the moments 0, 1/fps, 2/fps, … after the first frame; otherwise
+    all that decode, in decode order: headers lie, and time stamps may step back.
+    """
+
+    def __init__(self, source: Path, decoder: str, settings: Settings):
+        """Open `source` by one of `DECODERS`.
+
+        Raises:
+            UndecodableError: as iterating does, if the decoder yields no frame or absurd ones.
+        """
+        # Broken files are reported by name; complaints of OpenCV and its FFmpeg would repeat it.
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        import cv2
+
+        cv2.setNumThreads(settings.threads)
+        self._settings = settings
+        self._timed = _Timed(DECODERS[decoder](source, settings))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        chosen = ((picture, 1) for picture, _ in self._timed)
+        if self._settings.fps is not None:
+            chosen = _at_rate(self._timed, self._settings.fps)
+        size, count = None, 0
+        for picture, copies in chosen:
             count += copies
             if count > MAX_FRAMES:
                 raise UndecodableError(
                     f"over {MAX_FRAMES} frames: cut it into shorter files, or give a lower --fps"
                 )
-            pixels = _scaled(picture.pixels, height, width)
+            if size is None:
+                check_size(*picture.square)  # the container's figures may have lied
+                size = stored_size(picture.square, self._settings.short_side)
+            pixels = _scaled(picture.pixels, *size)
             for _ in range(copies):
-                file.write(pixels)
-        if count == 0:
+                yield pixels
+        if size is None:
             raise UndecodableError("it opens, but no frame decodes")
-        file.seek(0)
-        _write_header(file, count, height, width)
-    return settings.fps or timed.rate
+
+    @property
+    def rate(self) -> float | None:
+        """Frames a second of the frames so far; None where neither stamps nor header tell."""
+        return self._settings.fps or self._timed.rate
 
 
 class _Timed:
