@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 # What is tried on a source, in this order, until one of them reads it.
 # OpenCV after PyAV: it hands out memory that nobody wrote where frames are interlaced, and colours
 # of its own where they are HDR or of a wide gamut.
-_DECODERS = {"video": ("PyAV", "OpenCV"), "images": ("Pillow",)}
+DECODERS = {"video": ("PyAV", "OpenCV"), "images": ("Pillow",)}
 # A set that NVDEC fails on so much more often than not is left to the others.
 _NVDEC_FAILURES = 3
 _MOST_THREADS = 16  # of a decoder, FFmpeg's own bound: each holds frames
@@ -125,7 +125,7 @@ def decode_videos(
             skipped[source.path] = str(error)
         else:
             entry = cache / _key(identity, settings)
-            decoders = (ahead if source.kind == "video" else ()) + _DECODERS[source.kind]
+            decoders = (ahead if source.kind == "video" else ()) + DECODERS[source.kind]
             entries[source] = entry
             tasks[entry] = _Task(source, entry, limit(size), decoders)
     try:
@@ -264,7 +264,7 @@ def _decode_apart(
                 except TimeoutError:
                     reason = f"{task.decoder} hung: stopped after {task.limit:.0f} s"
                 except ProcessExpired as error:
-                    reason = f"{task.decoder} crashed ({_death(error.exitcode)})"
+                    reason = f"{task.decoder} crashed ({death(error.exitcode)})"
                 except BrokenProcessPool:
                     lost.append(task)
                     continue
@@ -310,5 +310,6 @@ def _check_that_processes_start() -> None:
         )
 
 
-def _death(exitcode: int) -> str:
+def death(exitcode: int) -> str:
+    """Return what a process died of, in a word."""
     return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

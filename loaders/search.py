@@ -42,6 +42,7 @@ _NAMES: dict[Kind, tuple[str, str]] = {
 }
 _STRIP_KINDS = ("strip", "tar")
 DECODED = ".decoded"  # in a folder of decoded frames, which is no source of its own
+PREPARED = "preparation.json"  # in a prepared set, whose shards for training are in "train"
 _FIRST_IMAGES = 9  # looked at to tell frames from strips
 _LEAST_FRAMES = 4  # that an image must have room for to be taken for a strip
 _LONGEST_LIST = 2**28  # bytes
@@ -100,7 +101,8 @@ def find_sources(data: Path, passed_over: Path) -> Found:
     A file is a video, a strip, a shard or an array by its suffix; any other is read as a list: one
     path a line, relative to the list's folder, and an integer label at the end of every line or
     of none. Without labels the files' folders are the classes, if there are two. A list with
-    `classInd.txt` beside it is a split of UCF101: its classes are those of that file.
+    `classInd.txt` beside it is a split of UCF101: its classes are those of that file. Of a set that
+    `vgan_fast.prepare` made, the shards for training are taken.
 
     Raises:
         UserError: `data` is missing, holds nothing usable, holds frames and strips together, or
@@ -109,6 +111,8 @@ def find_sources(data: Path, passed_over: Path) -> Found:
     ignored: Counter[str] = Counter()
     order: list[str] | None = None
     # os.path, unlike Path, answers "no" for what may not be looked at or is too long a name.
+    if os.path.isfile(data / PREPARED):
+        data = data / "train"
     if os.path.isdir(data):
         sources = _search(data, passed_over, ignored)
         if not sources:

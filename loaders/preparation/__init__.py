@@ -1,0 +1,1 @@
+"""From raw video to training shards: stabilise, filter, cut into clips, pack."""

@@ -1,0 +1,145 @@
+"""Videos prepared in processes of their own, which a bad file may kill or hang."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pebble import ProcessExpired, ProcessPool
+
+from vgan_fast.errors import UserError
+from vgan_fast.files import remove_unfinished
+
+from ..cache import DECODERS, MEMORY, death, time_limit
+from ..decoders import UndecodableError
+from ..search import Kind
+from .video import Recipe, prepare_video, write_record
+
+_SLOWER = 10  # than decoding alone, by which a video may be prepared before it counts as hung
+# Deaths that come from outside, such as an operator's or the kernel's for want of memory: they say
+# nothing of the file, which is tried again.
+_KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ATTEMPTS = 5
+_AHEAD = 2  # tasks that wait for each process
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One video to prepare."""
+
+    source: Path
+    kind: Kind  # "video" or "images"
+    size: int  # bytes
+    part: Path
+    recipe: Recipe
+    decoders: tuple[str, ...] = ()  # left to try
+    reasons: tuple[str, ...] = ()  # why others failed
+    deaths: int = 0
+
+
+class Apart:
+    """Processes that prepare videos."""
+
+    def __init__(self, processes: int):
+        # Before they import OpenCV, whose complaints would only repeat what is reported by name.
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+        self._processes = processes
+        self._pool = self._started()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """Yield each task as it is done, its part being whole.
+
+        What no decoder reads has a record without clips, with the reason under "failed".
+
+        Raises:
+            UserError: parts cannot be written, or processes are killed over and over.
+        """
+        waiting = (replace(task, decoders=DECODERS[task.kind]) for task in tasks)
+        again: list[Task] = []
+        futures: dict[Future, Task] = {}
+        while True:
+            while len(futures) < _AHEAD * self._processes:
+                task = again.pop() if again else next(waiting, None)
+                if task is None:
+                    break
+                futures[self._schedule(task)] = task
+            if not futures:
+                return
+            done, _ = wait(futures, return_when=FIRST_COMPLETED)
+            broken = False
+            for future in done:
+                task = futures.pop(future)
+                try:
+                    future.result()
+                    yield task
+                except BrokenProcessPool:  # it died before its task was on record
+                    again.append(_after_death(task))
+                    broken = True
+                except UndecodableError as error:
+                    yield from self._failed(task, str(error), again)
+                except TimeoutError:
+                    yield from self._failed(task, f"{task.decoders[0]} hung", again)
+                except ProcessExpired as error:
+                    remove_unfinished(task.part.parent, task.part.name)
+                    if -error.exitcode in _KILLED:
+                        again.append(_after_death(task))
+                    else:
+                        reason = f"{task.decoders[0]} crashed ({death(error.exitcode)})"
+                        yield from self._failed(task, reason, again)
+            if broken:
+                again += futures.values()
+                futures.clear()
+                self.close()
+                self._pool = self._started()
+
+    def close(self) -> None:
+        """Stop the processes, at once."""
+        self._pool.stop()
+        self._pool.join()
+
+    def _started(self) -> ProcessPool:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPool(max_workers=self._processes, context=context)
+
+    def _schedule(self, task: Task) -> Future:
+        arguments = (task.source, task.kind, task.decoders[0], task.recipe, task.part)
+        limit = _SLOWER * time_limit(task.size)
+        return self._pool.schedule(_within_memory, arguments, timeout=limit)
+
+    def _failed(self, task: Task, reason: str, again: list[Task]) -> Iterator[Task]:
+        """Let the next decoder try, or put down why none reads the video."""
+        reasons = (*task.reasons, " ".join(reason.split()))
+        if len(task.decoders) > 1:
+            again.append(replace(task, decoders=task.decoders[1:], reasons=reasons))
+            return
+        write_record(task.part, {"failed": "; ".join(dict.fromkeys(reasons))})
+        yield task
+
+
+def _after_death(task: Task) -> Task:
+    if task.deaths == _ATTEMPTS:
+        raise UserError(
+            f"{task.source}: the process that prepares it was killed {_ATTEMPTS} times; is memory"
+            " short? Free some, or lower --workers"
+        )
+    return replace(task, deaths=task.deaths + 1)
+
+
+def _within_memory(*arguments) -> None:
+    """Prepare a video in this process, which may take up to `MEMORY` bytes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(most, MEMORY), most))
+    try:
+        return prepare_video(*arguments)
+    except (MemoryError, ImportError):  # the second where a library finds no room
+        pass
+    # Out here, for the error at hand would hold on to that memory and starve the next video.
+    raise UndecodableError(f"it needs over {MEMORY / 2**30:.3g} GiB of memory")
