@@ -1,4 +1,4 @@
-"""A page about a set, with pictures: what was filmed, what its clips hold of it, what is in none.
+"""A page about a set, with pictures: what was filmed, what clips hold of it, what is in none.
 
 What was filmed is decoded from the sources once more, by what the manifest tells of a clip.
 """
@@ -6,15 +6,13 @@ What was filmed is decoded from the sources once more, by what the manifest tell
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -29,30 +27,76 @@ from vgan_fast.files import explained, remove_unfinished, written_whole
 from ..cache import DECODERS, MEMORY, death
 from ..decode import DecodedFrames
 from ..decoders import Settings, UndecodableError
+from ..frames import Frames
 from ..search import Source
 from ..shards import open_npy, open_tar
 from ..strips import BrokenStripError, Strip, decode_strip
-from .outcome import Outcome, VideoOutcome, read_manifest, read_outcome, read_rejected
+from .outcome import VideoOutcome, read_manifest, read_outcome, read_rejected
 from .run import Plan
-from .stabilise import Cutting
 from .video import Recipe, Record
 
 REPORT, PAGE = "report", "index.html"
-_TEMPLATE = "report.html.j2"
+
 _SIDE = 128  # pixels of a frame in a picture, at most
 _SHOWN = 8  # frames in a film strip
-_STRIPS = 12  # clips shown before and after
+_STRIPS = 12  # clips shown as filmed and as stored
 _SHEET = 100  # clips on the contact sheet
 _EXAMPLES = 3  # of each reason
 _STRETCH = 32  # frames of a rejected stretch that its strip is spread over
 _LISTED = 200  # rows of a table
-_GAP = 12  # pixels between the pairs of rows in the picture of all
-# Frames: what comes later in a video is shown only where nothing else is, for all before it must be
-# decoded as well.
+_GAP = 12  # pixels between clips, in the picture of all that are shown
+# What comes later in a video is shown only where nothing else is: all before it must be decoded.
 _EARLY = 300
-_SECONDS = 120  # that decoding may take until it counts as hung
-_MOTIONS = (0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)  # pixels of a clip, upper bounds of bins
-_RATIOS = tuple(tenth / 10 for tenth in range(11))
+_SECONDS = 120  # that a decoder may take for one source
+# Upper bounds of the bins of histograms.
+_MOTIONS = (0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)  # pixels of a clip
+_RATIOS = tuple(tenth / 10 for tenth in range(1, 10))
+
+
+@dataclass(slots=True)
+class _Film:
+    """Frames of a source that are to be shown, of a clip or of what is in none."""
+
+    told: Record  # its line in the manifest, or among what was rejected
+    places: np.ndarray  # int (N,), frames from the first of it
+    filmed: np.ndarray | None = None  # uint8 (N, side, side, 3)
+    missing: str = ""  # why it is not there
+    picture: str | None = None  # file
+    difference: float = 0.0  # of its first frame from the stored one, grey levels
+
+    @property
+    def numbers(self) -> list[int]:
+        """The frames' numbers in the source."""
+        return (self.told.get("start", 0) + self.places).tolist()
+
+
+@dataclass(slots=True)
+class _Reason:
+    """What was rejected for one reason."""
+
+    stretches: int = 0
+    frames: int = 0
+    by_video: dict[str, Record] = field(default_factory=dict)  # the best example of each
+    examples: list[_Film] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What is shown of all clips."""
+
+    motions: list[float] = field(default_factory=list)  # pixels
+    ratios: list[float] = field(default_factory=list)  # of those that were stabilised
+    scenes: Counter[str] = field(default_factory=Counter)  # clips, by their best scene
+    early: list[Record] = field(default_factory=list)  # what film strips are chosen from
+    sheet: list[Record] = field(default_factory=list)  # what is on the contact sheet
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """A bin of a histogram."""
+
+    label: str
+    count: int
 
 
 def write_report(plan: Plan) -> Path:
@@ -61,18 +105,18 @@ def write_report(plan: Plan) -> Path:
     A source that is gone or cannot be decoded costs its pictures, and the page says so.
 
     Raises:
-        UserError: it cannot be written, or a shard cannot be read.
+        UserError: the report cannot be written, or a shard cannot be read.
     """
-    # It imports torch, which the process that decodes has no use for.
+    # They import torch, which the process that decodes has no use for.
     from vgan_fast.pictures import animated_grid, film_strip, write_picture
 
     outcome = read_outcome(plan.out)
     survey = _survey(plan.out, outcome.total.clips)
     reasons = _reasons(plan.out)
     shards = _Shards(plan)
-    clips = [_Film(told, _spread(told["frames"])) for told in _instructive(survey.early)]
+    clips = [_Film(clip, _spread(clip["frames"])) for clip in _instructive(survey.early)]
     stretches = [film for reason in reasons.values() for film in reason.examples]
-    _film(clips + stretches, plan)
+    _decode([*clips, *stretches], plan)
 
     report = plan.out / REPORT
     remove_unfinished(plan.out, REPORT)
@@ -81,30 +125,238 @@ def write_report(plan: Plan) -> Path:
             shutil.rmtree(report)
     with written_whole(report, folder=True) as folder:
 
-        def draw(name: str, picture: np.ndarray) -> str:
+        def drawn(name: str, picture: np.ndarray) -> str:
             write_picture(folder / name, picture)
             return name
 
         pairs = []
         for number, film in enumerate(clips, 1):
-            if film.frames is not None:
+            if film.filmed is not None:
                 stored = shards.frames(film.told, film.places)
-                film.step = float(cv2.absdiff(film.frames[0], stored[0]).mean())
-                pairs.append(film_strip(np.stack((film.frames, stored))))
-                film.picture = draw(f"clip_{number:02}.png", pairs[-1])
+                film.difference = float(cv2.absdiff(film.filmed[0], stored[0]).mean())
+                pairs.append(film_strip(np.stack((film.filmed, stored))))
+                film.picture = drawn(f"clip_{number:02}.png", pairs[-1])
         for number, film in enumerate(stretches, 1):
-            if film.frames is not None:
-                strip = film_strip(film.frames[None])
-                film.picture = draw(f"rejected_{number:02}.png", strip)
-        pictures = {}
+            if film.filmed is not None:
+                film.picture = drawn(f"rejected_{number:02}.png", film_strip(film.filmed[None]))
         if pairs:
-            pictures["before_after"] = draw("before_after.png", _below_each_other(pairs))
+            drawn("before_after.png", _stacked(pairs))
         if survey.sheet:
-            middles = [shards.frames(told, [told["frames"] // 2]) for told in survey.sheet]
-            pictures["contact_sheet"] = draw(
-                "contact_sheet.png", animated_grid(np.stack(middles))[0]
-            )
-        html = _page(plan, outcome, survey, clips, reasons, pictures)
-        # Names of files may be no UTF-8.
-        (folder / PAGE).write_bytes(html.encode(errors="backslashreplace"))
+            middles = [shards.frames(clip, [clip["frames"] // 2]) for clip in survey.sheet]
+            drawn("contact_sheet.png", animated_grid(np.stack(middles))[0])
+        page = _template().render(
+            plan=plan,
+            outcome=outcome,
+            videos=sorted((name, v) for name, v in outcome.videos.items() if not v.failed),
+            survey=survey,
+            reasons=reasons,
+            clips=clips,
+            pairs=len(pairs),
+            motions=_bars(survey.motions, _MOTIONS, ("0", *_spans(_MOTIONS), f"> {_MOTIONS[-1]}")),
+            ratios=_bars(survey.ratios, _RATIOS, _spans((0, *_RATIOS, 1))),
+            listed=_LISTED,
+        )
+        # A file's name may be no UTF-8.
+        (folder / PAGE).write_bytes(page.encode(errors="backslashreplace"))
     return report / PAGE
+
+
+def _template():
+    # Names and labels come from whoever made the files.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _survey(out: Path, clips: int) -> _Survey:
+    """Go through the manifest, of that many clips."""
+    survey = _Survey()
+    on_sheet = set(np.linspace(0, clips - 1, min(clips, _SHEET)).round().astype(int).tolist())
+    source = None
+    for number, clip in enumerate(read_manifest(out)):
+        survey.motions.append(clip["motion"])
+        if clip.pop("transforms") is not None:
+            sums = VideoOutcome()
+            sums.add_clip(clip)
+            survey.ratios.append(sums.ratio)
+        if clip.get("scenes"):
+            survey.scenes[next(iter(clip["scenes"]))] += 1
+        if clip["start"] < _EARLY or clip["source"] != source:
+            survey.early.append(clip)
+        if number in on_sheet:
+            survey.sheet.append(clip)
+        source = clip["source"]
+    return survey
+
+
+def _instructive(clips: list[Record]) -> list[Record]:
+    """Choose clips, from the most moved to the least, of as many videos as there are."""
+    ranked = dict(enumerate(sorted(clips, key=lambda clip: -clip["motion"])))
+    taken: Counter[str] = Counter()
+    chosen = {}
+    # Closer to each other where there is more motion.
+    for place in (len(ranked) - 1) * np.linspace(0, 1, min(_STRIPS, len(ranked))) ** 2:
+        rank = min(ranked, key=lambda rank: (taken[ranked[rank]["source"]], abs(rank - place)))
+        chosen[rank] = ranked.pop(rank)
+        taken[chosen[rank]["source"]] += 1
+    return [chosen[rank] for rank in sorted(chosen)]
+
+
+def _reasons(out: Path) -> dict[str, _Reason]:
+    """Return what was rejected, by reason, the commonest first; examples are of different videos."""
+    reasons: defaultdict[str, _Reason] = defaultdict(_Reason)
+    for told in read_rejected(out):
+        reason = reasons[told["reason"]]
+        reason.stretches += 1
+        reason.frames += told.get("frames", 0)
+        best = reason.by_video.setdefault(told["source"], told)
+        reason.by_video[told["source"]] = min(best, told, key=_preferred)
+    for reason in reasons.values():
+        for told in sorted(reason.by_video.values(), key=_preferred)[:_EXAMPLES]:
+            places = _spread(min(told.get("frames", 0), _STRETCH))
+            reason.examples.append(_Film(told, places))
+    return dict(sorted(reasons.items(), key=lambda item: -item[1].stretches))
+
+
+def _preferred(stretch: Record) -> tuple[int, int]:
+    """Return a key that puts the long before the short, and what is early before either."""
+    return stretch.get("start", 0) // _EARLY, -stretch.get("frames", 0)
+
+
+def _spread(frames: int) -> np.ndarray:
+    """Return the places of frames to show, evenly spaced: int (N,), all where they are few."""
+    return np.linspace(0, frames - 1, min(frames, _SHOWN)).round().astype(int)
+
+
+def _decode(films: list[_Film], plan: Plan) -> None:
+    """Set "filmed" of each film that has frames, or "missing"."""
+    sources = {v.name: source for v, source in zip(plan.videos, plan.sources, strict=True)}
+    by_source: defaultdict[Source, list[_Film]] = defaultdict(list)
+    for film in films:
+        if len(film.places):
+            by_source[sources[film.told["source"]]].append(film)
+    pool = _pool()
+    try:
+        # disable=None: no bar where stderr is not a terminal
+        for source, of_it in tqdm(by_source.items(), "decoding again", disable=None, unit="file"):
+            numbers = {number for film in of_it for number in film.numbers}
+            reasons = []
+            for decoder in DECODERS[source.kind]:
+                arguments = (source.path, decoder, plan.recipe, numbers)
+                future = pool.schedule(_filmed, arguments, timeout=_SECONDS)
+                try:
+                    frames = future.result()
+                    for film in of_it:
+                        film.filmed = np.stack([frames[number] for number in film.numbers])
+                    break
+                except UndecodableError as error:
+                    reasons.append(str(error))
+                except TimeoutError:
+                    reasons.append(f"{decoder} takes over {_SECONDS} s")
+                except ProcessExpired as error:
+                    reasons.append(f"{decoder} crashed ({death(error.exitcode)})")
+                except BrokenProcessPool:  # the process died before its task was on record
+                    reasons.append(f"{decoder} crashed")
+                    pool.stop()
+                    pool.join()
+                    pool = _pool()
+            for film in of_it:
+                film.missing = "; ".join(dict.fromkeys(reasons))
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _pool() -> ProcessPool:
+    """Return a process that a bad file may kill or hang."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPool(max_workers=1, initializer=_limit_memory, context=context)
+
+
+def _limit_memory() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(most, MEMORY), most))
+
+
+def _filmed(source: Path, decoder: str, recipe: Recipe, numbers: set[int]) -> dict[int, np.ndarray]:
+    """Return frames of a source by their numbers, as a clip that is not stabilised has them.
+
+    Raises:
+        UndecodableError: not all of them decode.
+    """
+    settings = Settings(recipe.cutting.short_side, recipe.fps)
+    size = recipe.cutting.size
+    last, frames = max(numbers), {}
+    try:
+        for number, frame in enumerate(DecodedFrames(source, decoder, settings)):
+            if number in numbers:
+                height, width = frame.shape[:2]
+                side = min(height, width)
+                left, top = (width - side) // 2, (height - side) // 2
+                square = frame[top : top + side, left : left + side]
+                frames[number] = _reduced(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
+            if number == last:
+                return frames
+    except (MemoryError, ImportError):  # the second where a library finds no room
+        raise UndecodableError(f"{decoder} needs too much memory") from None
+    raise UndecodableError(f"{decoder} gives {number + 1} frames, not {last + 1}")
+
+
+def _reduced(frame: np.ndarray) -> np.ndarray:
+    side = min(len(frame), _SIDE)
+    return cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA)
+
+
+class _Shards:
+    """The clips of a set, as training reads them."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._open: dict[str, dict[Path, Strip | Frames]] = {}
+
+    def frames(self, clip: Record, places) -> np.ndarray:
+        """Return frames of a clip: uint8 (N, side, side, 3).
+
+        Raises:
+            UserError: the shard is gone or damaged.
+        """
+        shard = self._plan.out / clip["shard"]
+        tar = self._plan.packing.format == "tar"
+        if clip["shard"] not in self._open:
+            entries, _ = (open_tar if tar else open_npy)(Source(shard, "tar" if tar else "npy"))
+            self._open[clip["shard"]] = {entry.source: entry for entry in entries}
+        name = Path(f"{shard}:{clip['key']}.jpg" if tar else f"{shard}:{clip['position']}")
+        try:
+            entry = self._open[clip["shard"]][name]
+            pixels = decode_strip(entry, entry.read()) if tar else entry.read(0, clip["frames"])
+        except (KeyError, OSError, BrokenStripError):
+            raise UserError(
+                f"{name}: cannot be read; remove {self._plan.out} and prepare it anew"
+            ) from None
+        return np.stack([_reduced(pixels[place]) for place in places])
+
+
+def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
+    """Return pictures (H, W, 3) below each other, on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [
+        np.pad(p, ((0, _GAP), (0, width - p.shape[1]), (0, 0)), constant_values=255)
+        for p in pictures
+    ]
+    return np.concatenate(padded)
+
+
+def _bars(values: list[float], bounds: tuple[float, ...], labels) -> list[_Bar]:
+    """Count values between bounds; one that is a bound belongs to the bin below it."""
+    bins = np.searchsorted(bounds, values)
+    counts = np.bincount(bins, minlength=len(bounds) + 1).tolist()
+    return [_Bar(label, count) for label, count in zip(labels, counts, strict=True)]
+
+
+def _spans(bounds: tuple[float, ...]) -> list[str]:
+    return [f"{low:g}–{high:g}" for low, high in pairwise(bounds)]
