@@ -30,7 +30,10 @@ setup(
         "vgan_fast.loaders.preparation",
     ],
     package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
-    package_data={"vgan_fast": ["py.typed"]},
+    package_data={
+        "vgan_fast": ["py.typed"],
+        "vgan_fast.loaders.preparation": ["report.html.j2"],
+    },
     install_requires=[
         "torch>=2.11,<2.14",
         "triton>=3.6; platform_system == 'Linux'",
@@ -53,9 +56,11 @@ setup(
     ],
     extras_require={
         "bench": BENCH,
+        "ray": ["ray>=2.40,<3"],
         "test": [
             *BENCH,
             "scipy>=1.13,<2",
+            "onnx>=1.18,<2",
             "ruff>=0.12,<1",
         ],
     },

@@ -43,6 +43,7 @@ _NAMES: dict[Kind, tuple[str, str]] = {
 _STRIP_KINDS = ("strip", "tar")
 DECODED = ".decoded"  # in a folder of decoded frames, which is no source of its own
 PREPARED = "preparation.json"  # in a prepared set, whose shards for training are in "train"
+_EVENTS = "events.out.tfevents."
 _FIRST_IMAGES = 9  # looked at to tell frames from strips
 _LEAST_FRAMES = 4  # that an image must have room for to be taken for a strip
 _LONGEST_LIST = 2**28  # bytes
@@ -92,11 +93,11 @@ def natural_key(text: str) -> tuple:
 def find_sources(data: Path, passed_over: Path) -> Found:
     """Return the sources that `data` names, with their classes.
 
-    A folder is searched recursively; hidden files, training runs, folders of decoded frames and
-    the folder `passed_over` are left out. The first folder below `data` names the class. A folder
-    of JPEG or PNG images holds strips if one of its first nine has a long side of exactly 4, 5, …
-    short sides, or if none of them can be read. Otherwise two or more images, with no video or
-    array beside them, are the frames of one video.
+    A folder is searched recursively; hidden files, training runs, folders of decoded frames,
+    prepared sets and the folder `passed_over` are left out. The first folder below `data` names the
+    class. A folder of JPEG or PNG images holds strips if one of its first nine has a long side of
+    exactly 4, 5, … short sides, or if none of them can be read. Otherwise two or more images, with
+    no video or array beside them, are the frames of one video.
 
     A file is a video, a strip, a shard or an array by its suffix; any other is read as a list: one
     path a line, relative to the list's folder, and an integer label at the end of every line or
@@ -183,8 +184,9 @@ def _search(data: Path, passed_over: Path, ignored: Counter[str]) -> list[Source
     entered = {passed_over.resolve()}
     for root, folders, names in os.walk(data, onerror=refuse, followlinks=True):
         entered.add(Path(root).resolve())
-        # A training run, by TensorBoard's file in it: its own pictures are no data.
-        if any(name == DECODED or name.startswith("events.out.tfevents.") for name in names):
+        # A training run, by TensorBoard's file in it: its own pictures are no data. Nor are what is
+        # made of other files.
+        if any(name in (DECODED, PREPARED) or name.startswith(_EVENTS) for name in names):
             folders.clear()
             continue
         # Through links, but never in a circle.

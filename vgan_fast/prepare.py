@@ -1,5 +1,6 @@
 """`python -m vgan_fast.prepare VIDEOS --out SHARDS`: from raw video to shards to train from."""
 
+import math
 import os
 import signal
 import sys
@@ -168,6 +169,10 @@ def _check(options: dict) -> None:
     Raises:
         UserError: naming the first of them.
     """
+    for name, value in options.items():
+        numbers = [x for x in (value if isinstance(value, tuple) else [value]) if type(x) is float]
+        if not all(map(math.isfinite, numbers)):
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a finite number")
     frames, size = options["frames"], options["size"]
     if options["min_frames"] > frames:
         raise UserError(f"--min-frames {options['min_frames']}: is over --frames {frames}")

@@ -9,6 +9,7 @@ import multiprocessing
 import resource
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
@@ -40,6 +41,8 @@ REPORT, PAGE = "report", "index.html"
 _SIDE = 128  # pixels of a frame in a picture, at most
 _SHOWN = 8  # frames in a film strip
 _STRIPS = 12  # clips shown as filmed and as stored
+_STILL = 2  # of them, whose camera moved less than the next
+_MOVED = 0.25  # pixels of a clip
 _SHEET = 100  # clips on the contact sheet
 _EXAMPLES = 3  # of each reason
 _STRETCH = 32  # frames of a rejected stretch that its strip is spread over
@@ -91,14 +94,6 @@ class _Survey:
     sheet: list[Record] = field(default_factory=list)  # what is on the contact sheet
 
 
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """A bin of a histogram."""
-
-    label: str
-    count: int
-
-
 def write_report(plan: Plan) -> Path:
     """Draw the report of a set that is complete, in place of an earlier one; return its page.
 
@@ -107,53 +102,28 @@ def write_report(plan: Plan) -> Path:
     Raises:
         UserError: the report cannot be written, or a shard cannot be read.
     """
-    # They import torch, which the process that decodes has no use for.
-    from vgan_fast.pictures import animated_grid, film_strip, write_picture
-
     outcome = read_outcome(plan.out)
     survey = _survey(plan.out, outcome.total.clips)
     reasons = _reasons(plan.out)
-    shards = _Shards(plan)
     clips = [_Film(clip, _spread(clip["frames"])) for clip in _instructive(survey.early)]
     stretches = [film for reason in reasons.values() for film in reason.examples]
     _decode([*clips, *stretches], plan)
-
     report = plan.out / REPORT
     remove_unfinished(plan.out, REPORT)
     with explained(report):
         if report.exists():
             shutil.rmtree(report)
     with written_whole(report, folder=True) as folder:
-
-        def drawn(name: str, picture: np.ndarray) -> str:
-            write_picture(folder / name, picture)
-            return name
-
-        pairs = []
-        for number, film in enumerate(clips, 1):
-            if film.filmed is not None:
-                stored = shards.frames(film.told, film.places)
-                film.difference = float(cv2.absdiff(film.filmed[0], stored[0]).mean())
-                pairs.append(film_strip(np.stack((film.filmed, stored))))
-                film.picture = drawn(f"clip_{number:02}.png", pairs[-1])
-        for number, film in enumerate(stretches, 1):
-            if film.filmed is not None:
-                film.picture = drawn(f"rejected_{number:02}.png", film_strip(film.filmed[None]))
-        if pairs:
-            drawn("before_after.png", _stacked(pairs))
-        if survey.sheet:
-            middles = [shards.frames(clip, [clip["frames"] // 2]) for clip in survey.sheet]
-            drawn("contact_sheet.png", animated_grid(np.stack(middles))[0])
+        _draw(folder, clips, stretches, survey.sheet, _Shards(plan))
         page = _template().render(
             plan=plan,
             outcome=outcome,
             videos=sorted((name, v) for name, v in outcome.videos.items() if not v.failed),
             survey=survey,
-            reasons=reasons,
-            clips=clips,
-            pairs=len(pairs),
             motions=_bars(survey.motions, _MOTIONS, ("0", *_spans(_MOTIONS), f"> {_MOTIONS[-1]}")),
             ratios=_bars(survey.ratios, _RATIOS, _spans((0, *_RATIOS, 1))),
+            reasons=reasons,
+            clips=clips,
             listed=_LISTED,
         )
         # A file's name may be no UTF-8.
@@ -161,7 +131,37 @@ def write_report(plan: Plan) -> Path:
     return report / PAGE
 
 
-def _template():
+def _draw(
+    folder: Path,
+    clips: list[_Film],
+    stretches: list[_Film],
+    sheet: list[Record],
+    shards: _Shards,
+) -> None:
+    """Write the pictures, and set "picture" of each film that has frames."""
+    # It imports torch, which the process that decodes has no use for.
+    from vgan_fast.pictures import animated_grid, film_strip, write_picture
+
+    pairs = []
+    for number, film in enumerate(clips, 1):
+        if film.filmed is not None:
+            stored = shards.frames(film.told, film.places)
+            film.difference = float(cv2.absdiff(film.filmed[0], stored[0]).mean())
+            pairs.append(film_strip(np.stack((film.filmed, stored))))
+            film.picture = f"clip_{number:02}.png"
+            write_picture(folder / film.picture, pairs[-1])
+    for number, film in enumerate(stretches, 1):
+        if film.filmed is not None:
+            film.picture = f"rejected_{number:02}.png"
+            write_picture(folder / film.picture, film_strip(film.filmed[None]))
+    if pairs:
+        write_picture(folder / "before_after.png", _stacked(pairs))
+    if sheet:
+        middles = [shards.frames(clip, [clip["frames"] // 2]) for clip in sheet]
+        write_picture(folder / "contact_sheet.png", animated_grid(np.stack(middles))[0])
+
+
+def _template() -> Template:
     # Names and labels come from whoever made the files.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -195,12 +195,20 @@ def _survey(out: Path, clips: int) -> _Survey:
 
 
 def _instructive(clips: list[Record]) -> list[Record]:
-    """Choose clips, from the most moved to the least, of as many videos as there are."""
+    """Choose clips to show, from the most moved to the least."""
+    moved = [clip for clip in clips if clip["motion"] >= _MOVED]
+    still = [clip for clip in clips if clip["motion"] < _MOVED]
+    few = min(_STILL, len(still))
+    return _chosen(moved, _STRIPS - few) + _chosen(still, few)
+
+
+def _chosen(clips: list[Record], count: int) -> list[Record]:
+    """Choose so many clips, from the most moved to the least, of as many videos as there are."""
     ranked = dict(enumerate(sorted(clips, key=lambda clip: -clip["motion"])))
     taken: Counter[str] = Counter()
     chosen = {}
     # Closer to each other where there is more motion.
-    for place in (len(ranked) - 1) * np.linspace(0, 1, min(_STRIPS, len(ranked))) ** 2:
+    for place in (len(ranked) - 1) * np.linspace(0, 1, min(count, len(ranked))) ** 2:
         rank = min(ranked, key=lambda rank: (taken[ranked[rank]["source"]], abs(rank - place)))
         chosen[rank] = ranked.pop(rank)
         taken[chosen[rank]["source"]] += 1
@@ -289,22 +297,23 @@ def _filmed(source: Path, decoder: str, recipe: Recipe, numbers: set[int]) -> di
     Raises:
         UndecodableError: not all of them decode.
     """
-    settings = Settings(recipe.cutting.short_side, recipe.fps)
-    size = recipe.cutting.size
-    last, frames = max(numbers), {}
+    size, frames = recipe.cutting.size, {}
     try:
-        for number, frame in enumerate(DecodedFrames(source, decoder, settings)):
+        decoded = DecodedFrames(source, decoder, Settings(recipe.cutting.short_side, recipe.fps))
+        for number, frame in enumerate(decoded):
             if number in numbers:
                 height, width = frame.shape[:2]
                 side = min(height, width)
                 left, top = (width - side) // 2, (height - side) // 2
                 square = frame[top : top + side, left : left + side]
-                frames[number] = _reduced(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
-            if number == last:
-                return frames
+                square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+                frames[number] = _reduced(square)
+                if len(frames) == len(numbers):
+                    return frames
+        reason = f"{decoder} gives {number + 1} frames, not {max(numbers) + 1}"
     except (MemoryError, ImportError):  # the second where a library finds no room
-        raise UndecodableError(f"{decoder} needs too much memory") from None
-    raise UndecodableError(f"{decoder} gives {number + 1} frames, not {last + 1}")
+        reason = f"{decoder} needs over {MEMORY / 2**30:.3g} GiB of memory"
+    raise UndecodableError(reason)
 
 
 def _reduced(frame: np.ndarray) -> np.ndarray:
@@ -319,7 +328,7 @@ class _Shards:
         self._plan = plan
         self._open: dict[str, dict[Path, Strip | Frames]] = {}
 
-    def frames(self, clip: Record, places) -> np.ndarray:
+    def frames(self, clip: Record, places: Iterable[int]) -> np.ndarray:
         """Return frames of a clip: uint8 (N, side, side, 3).
 
         Raises:
@@ -351,12 +360,14 @@ def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def _bars(values: list[float], bounds: tuple[float, ...], labels) -> list[_Bar]:
+def _bars(
+    values: list[float], bounds: Sequence[float], labels: Sequence[str]
+) -> list[tuple[str, int]]:
     """Count values between bounds; one that is a bound belongs to the bin below it."""
     bins = np.searchsorted(bounds, values)
     counts = np.bincount(bins, minlength=len(bounds) + 1).tolist()
-    return [_Bar(label, count) for label, count in zip(labels, counts, strict=True)]
+    return list(zip(labels, counts, strict=True))
 
 
-def _spans(bounds: tuple[float, ...]) -> list[str]:
+def _spans(bounds: Sequence[float]) -> list[str]:
     return [f"{low:g}–{high:g}" for low, high in pairwise(bounds)]

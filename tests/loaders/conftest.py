@@ -10,9 +10,9 @@ def _is_there(name: str) -> bool:
         return False
 
 
-NEEDED = ("nvidia.dali", "av", "cv2", "pebble", "PIL", "simplejpeg")
+NEEDED = ("nvidia.dali", "av", "cv2", "pebble", "PIL", "scenedetect", "simplejpeg")
 ABSENT = [name for name in NEEDED if not _is_there(name)]
-collect_ignore_glob = ["test_*.py"] if ABSENT else []
+collect_ignore_glob = ["test_*.py", "preparation/*"] if ABSENT else []
 
 
 def pytest_report_header() -> str | None:
