@@ -49,8 +49,9 @@ Up to {CUTTING.frames} frames each. "Kept" is the share of a video's frames that
 "Moved" is how far a method moves the corners of the clip's square at most, on average over the
 four, in pixels of the clip. "After / before" is the mean difference between a clip's first frame
 and the others at {CUTTING.size}x{CUTTING.size}, stabilised, by that of the same frames as they
-came, scaled as the method does it. It falls, too, where a motion drifts off and old pixels stay:
-read it together with "moved". "Same clips" hold the same frames with both methods."""
+came, scaled as the method does it. It falls, too, where an object is brought to rest in
+place of the background, and where a motion drifts off and old pixels stay: read it together with
+"moved". "Same clips" hold the same frames with both methods."""
 
 
 @dataclass(frozen=True)
@@ -233,14 +234,16 @@ def clip_lines(videos: list[Video]) -> list[str]:
     return lines
 
 
-def page(videos: list[Video], left_out: dict[str, str], count: int, rounds: int) -> str:
+def page(
+    videos: list[Video], left_out: dict[str, str], count: int, rounds: int, machine: str
+) -> str:
     """The results in Markdown."""
     command = f"python -m benchmarks.preparation VIDEOS --frames {count} --rounds {rounds}"
     lines = [
         "# Preparation on one core, against the original's stabiliser",
         "",
         f"`{command} --out FILE`  ",
-        f"{describe()}; {versions()}",
+        machine,
         "",
         f"Videos: {len(videos)}, of each the first {count} frames or what there is. Rounds, in"
         f" turns: {rounds}.",
@@ -280,6 +283,7 @@ def main(videos: tuple[Path, ...], frames: int, rounds: int, out: Path) -> int:
     if not paths:
         raise UserError(f"{videos[0]}: holds no video")
     above = os.path.commonpath([path.parent for path in paths])
+    machine = f"{describe()}; {versions()}"  # as it is now: the code may change on disk meanwhile
     results, left_out = [], {}
     for path in paths:
         name = path.relative_to(above).as_posix()
@@ -293,7 +297,7 @@ def main(videos: tuple[Path, ...], frames: int, rounds: int, out: Path) -> int:
     if not results:
         raise UserError(f"{videos[0]}: holds no video that is long enough for a clip")
     with written_whole(out) as part:
-        part.write_text(page(results, left_out, frames, rounds), encoding="utf-8")
+        part.write_text(page(results, left_out, frames, rounds, machine), encoding="utf-8")
     return 0
 
 

@@ -41,7 +41,8 @@ REPORT, PAGE = "report", "index.html"
 _SIDE = 128  # pixels of a frame in a picture, at most
 _SHOWN = 8  # frames in a film strip
 _STRIPS = 12  # clips shown as filmed and as stored
-_STILL = 2  # of them, whose camera moved less than the next
+_EACH = 2  # of them of one video, where others have as many
+_STILL = 3  # of them with less motion than the next
 _MOVED = 0.25  # pixels of a clip
 _SHEET = 100  # clips on the contact sheet
 _EXAMPLES = 3  # of each reason
@@ -195,28 +196,35 @@ def _survey(out: Path, clips: int) -> _Survey:
 
 
 def _instructive(clips: list[Record]) -> list[Record]:
-    """Choose clips to show, from the most moved to the least."""
+    """Choose clips to show, from the most moved to the least, of as many videos as there are."""
     moved = [clip for clip in clips if clip["motion"] >= _MOVED]
     still = [clip for clip in clips if clip["motion"] < _MOVED]
     few = min(_STILL, len(still))
-    return _chosen(moved, _STRIPS - few) + _chosen(still, few)
+    videos = {clip["source"] for clip in clips}
+    room = Counter(dict.fromkeys(videos, max(_EACH, _STRIPS // max(1, len(videos)))))
+    return _chosen(moved, _STRIPS - few, room) + _chosen(still, few, room)
 
 
-def _chosen(clips: list[Record], count: int) -> list[Record]:
-    """Choose so many clips, from the most moved to the least, of as many videos as there are."""
-    ranked = dict(enumerate(sorted(clips, key=lambda clip: -clip["motion"])))
-    taken: Counter[str] = Counter()
-    chosen = {}
+def _chosen(clips: list[Record], count: int, room: Counter[str]) -> list[Record]:
+    """Choose up to so many clips, and take their places from the room that each video has."""
+    ranked = sorted(clips, key=lambda clip: -clip["motion"])
+    chosen: set[int] = set()
     # Closer to each other where there is more motion.
     for place in (len(ranked) - 1) * np.linspace(0, 1, min(count, len(ranked))) ** 2:
-        rank = min(ranked, key=lambda rank: (taken[ranked[rank]["source"]], abs(rank - place)))
-        chosen[rank] = ranked.pop(rank)
-        taken[chosen[rank]["source"]] += 1
-    return [chosen[rank] for rank in sorted(chosen)]
+        free = [
+            (-room[clip["source"]], abs(rank - place), rank)
+            for rank, clip in enumerate(ranked)
+            if room[clip["source"]] and rank not in chosen
+        ]
+        if free:
+            rank = min(free)[-1]
+            chosen.add(rank)
+            room[ranked[rank]["source"]] -= 1
+    return [ranked[rank] for rank in sorted(chosen)]
 
 
 def _reasons(out: Path) -> dict[str, _Reason]:
-    """Return what was rejected, by reason, the commonest first; examples are of different videos."""
+    """Return what was rejected by reason, the commonest first, with examples of several videos."""
     reasons: defaultdict[str, _Reason] = defaultdict(_Reason)
     for told in read_rejected(out):
         reason = reasons[told["reason"]]
