@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+from camera_media import Take, residuals, take
 
 from benchmarks.original_stabiliser import SKIPPED, original_clips
-from tests.loaders.preparation.camera_media import Take, residuals, take
 from vgan_fast.loaders.preparation.stabilise import Clip, Cutting, cut_clips
 
 CUTTING = Cutting()

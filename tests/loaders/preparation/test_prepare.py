@@ -6,12 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from camera_media import take, write_take
+from network_media import COLOURS, write_labels, write_network
 
-for _library in ("nvidia.dali", "av", "cv2", "pebble", "scenedetect", "simplejpeg", "onnx"):
-    pytest.importorskip(_library)
-
-from tests.loaders.preparation.camera_media import take, write_take
-from tests.loaders.preparation.network_media import COLOURS, write_labels, write_network
 from vgan_fast.prepare import main
 
 FEW = ("--workers", "1", "--size", "64", "--frames", "8", "--min-frames", "4", "--no-report")
