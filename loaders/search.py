@@ -43,6 +43,7 @@ _NAMES: dict[Kind, tuple[str, str]] = {
 _STRIP_KINDS = ("strip", "tar")
 DECODED = ".decoded"  # in a folder of decoded frames, which is no source of its own
 PREPARED = "preparation.json"  # in a prepared set, whose shards for training are in "train"
+PARTS = ".preparing"  # in it too, as long as its making has not ended
 _EVENTS = "events.out.tfevents."
 _FIRST_IMAGES = 9  # looked at to tell frames from strips
 _LEAST_FRAMES = 4  # that an image must have room for to be taken for a strip
@@ -113,6 +114,11 @@ def find_sources(data: Path, passed_over: Path) -> Found:
     order: list[str] | None = None
     # os.path, unlike Path, answers "no" for what may not be looked at or is too long a name.
     if os.path.isfile(data / PREPARED):
+        if os.path.isdir(data / PARTS) or not os.path.isdir(data / "train"):
+            raise UserError(
+                f"{data}: is a set whose making has not ended, or without clips for training; run"
+                " the same vgan_fast.prepare again, or look into its rejected.jsonl"
+            )
         data = data / "train"
     if os.path.isdir(data):
         sources = _search(data, passed_over, ignored)

@@ -20,13 +20,12 @@ from vgan_fast.errors import UserError
 from vgan_fast.files import explained, remove_unfinished, written_whole
 
 from ..decoders import image_files
-from ..search import PREPARED, Source, find_sources
+from ..search import PARTS, PREPARED, Source, find_sources
 from . import engines
 from .apart import Task
 from .assembly import MANIFEST, SPLITS, Assembly, Packing, Video
 from .video import Recipe, read_record
 
-PARTS = ".preparing"  # folder of what is not packed yet, below the set's
 FORMAT = 1  # of preparation.json and of what it describes
 # What decides pixels besides our own code.
 _LIBRARIES = ("av", "opencv-python-headless", "pillow", "scenedetect-headless", "simplejpeg")
@@ -172,6 +171,9 @@ def _exclusively(plan: Plan) -> Iterator[None]:
     settings, path = plan.settings, plan.out / PREPARED
     with explained(plan.out):
         plan.out.mkdir(parents=True, exist_ok=True)
+        alien = any(not entry.name.startswith(".") for entry in plan.out.iterdir())
+        if alien and not path.exists():
+            raise UserError(f"{plan.out}: holds something else; choose another --out")
         lock = FileLock(plan.out / ".preparing.lock")
         try:
             lock.acquire(timeout=0)
@@ -180,8 +182,6 @@ def _exclusively(plan: Plan) -> Iterator[None]:
     try:
         if path.exists():
             _refuse_difference(path, settings)
-        elif any(not entry.name.startswith(".") for entry in plan.out.iterdir()):
-            raise UserError(f"{plan.out}: holds something else; choose another --out")
         with written_whole(path) as part:
             part.write_text(json.dumps(settings, indent=1) + "\n")
         if not (plan.out / MANIFEST).exists():
@@ -189,8 +189,6 @@ def _exclusively(plan: Plan) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        # Others wait for the lock and not for the file.
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _refuse_difference(path: Path, settings: dict) -> None:

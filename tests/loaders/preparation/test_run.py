@@ -28,7 +28,7 @@ from vgan_fast.loaders.preparation.outcome import read_manifest, read_outcome, r
 from vgan_fast.loaders.preparation.run import plan, run
 from vgan_fast.loaders.preparation.stabilise import Cutting
 from vgan_fast.loaders.preparation.video import Recipe, read_record
-from vgan_fast.loaders.search import Source, find_sources
+from vgan_fast.loaders.search import PARTS, Source, find_sources
 from vgan_fast.loaders.shards import open_npy, open_tar
 from vgan_fast.loaders.strips import decode_strip
 
@@ -133,6 +133,19 @@ def test_no_video_is_in_two_splits_and_shards_are_full(made):
         assert all(count == 3 for count in counts[:-1])
         assert 0 < counts[-1] <= 3
         assert sum(counts) == sum(clip["shard"].startswith(split) for clip in clips)
+
+
+def test_a_split_is_drawn_by_a_videos_bytes_alone():
+    packing = dataclasses.replace(PACKING, validation=0.2, test=0.1)
+    digests = [hashlib.sha256(bytes([k % 256, k // 256])).hexdigest() for k in range(3000)]
+    splits = [packing.split(digest) for digest in digests]
+    assert splits == [packing.split(digest) for digest in digests]
+    for split, share in (("train", 0.7), ("validation", 0.2), ("test", 0.1)):
+        assert splits.count(split) / 3000 == pytest.approx(share, abs=0.03)
+    # One that is held out stays so when more are.
+    wider = dataclasses.replace(packing, validation=0.4)
+    pairs = zip(splits, map(wider.split, digests), strict=True)
+    assert {after for before, after in pairs if before == "validation"} == {"validation"}
 
 
 def test_an_index_is_that_of_the_reader(made, caplog):
@@ -318,6 +331,19 @@ def test_strips_and_missing_folders_are_refused(made, tmp_path):
         plan([made / "train"], tmp_path, RECIPE, PACKING)
     with pytest.raises(UserError, match="no such file or folder"):
         plan([tmp_path / "gone"], tmp_path, RECIPE, PACKING)
+
+
+def test_a_set_that_is_not_finished_is_not_trained_from(videos, made, tmp_path):
+    shutil.copytree(made, tmp_path / "set")
+    found = find_sources(tmp_path / "set", tmp_path / "none")
+    assert {source.path.parent.name for source in found.sources} == {"train"}
+    assert find_sources(tmp_path / "set/validation", tmp_path / "none").sources
+    (tmp_path / "set" / PARTS).mkdir()
+    with pytest.raises(UserError, match="making has not ended"):
+        find_sources(tmp_path / "set", tmp_path / "none")
+    # Beside videos it is no source at all.
+    shutil.copy(videos / "walk/a.avi", tmp_path)
+    assert [s.path.name for s in find_sources(tmp_path, tmp_path / "none").sources] == ["a.avi"]
 
 
 def test_a_shard_that_is_gone_is_missed(videos, tmp_path, monkeypatch):
