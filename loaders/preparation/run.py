@@ -26,6 +26,7 @@ from .apart import Task
 from .assembly import MANIFEST, SPLITS, Assembly, Packing, Video
 from .video import Recipe, read_record
 
+_DONE = ".preparing-done"  # the same, when all is packed
 FORMAT = 1  # of preparation.json and of what it describes
 # What decides pixels besides our own code.
 _LIBRARIES = ("av", "opencv-python-headless", "pillow", "scenedetect-headless", "simplejpeg")
@@ -135,6 +136,7 @@ def run(plan: Plan, engine: engines.Name, workers: int) -> None:
     """
     with _exclusively(plan):
         if is_complete(plan.out):
+            shutil.rmtree(plan.out / _DONE, ignore_errors=True)  # the last step may have been cut
             return
         _remove_unfinished(plan)
         assembly = Assembly(plan.out, plan.videos, plan.packing)
@@ -159,10 +161,9 @@ def is_complete(out: Path) -> bool:
 
 def _remove_parts(out: Path) -> None:
     # Renamed first: what is left when this is interrupted must not pass for parts.
-    gone = out / (PARTS + "-done")
     with explained(out):
-        os.replace(out / PARTS, gone)
-        shutil.rmtree(gone)
+        os.replace(out / PARTS, out / _DONE)
+        shutil.rmtree(out / _DONE)
 
 
 @contextlib.contextmanager
