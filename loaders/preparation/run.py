@@ -96,20 +96,25 @@ def plan(inputs: list[Path], out: Path, recipe: Recipe, packing: Packing) -> Pla
     labelled = None not in labels and len(labels) > 1
 
     def drawn(source: Source) -> bytes:
-        return hashlib.sha256(f"{recipe.seed}/{_name(source, root)}".encode()).digest()
+        return hashlib.sha256(os.fsencode(f"{recipe.seed}/{_name(source, root)}")).digest()
 
     ordered = sorted(sources.values(), key=drawn)
     videos = []
     for source in ordered:
         name = _name(source, root)
-        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()
         part = out / PARTS / digest[:2] / digest[:32]
-        videos.append(Video(name, source.label if labelled else None, part))
+        videos.append(Video(name, _printable(source.label) if labelled else None, part))
     return Plan(out, root, videos, ordered, recipe, packing)
 
 
 def _name(source: Source, root: Path) -> str:
     return source.path.relative_to(root).as_posix()
+
+
+def _printable(label: str) -> str:
+    """Return a label that the readers of shards accept: names of folders may hold anything."""
+    return label if label.isprintable() else label.encode("unicode_escape").decode()
 
 
 def _size(source: Source) -> int:
