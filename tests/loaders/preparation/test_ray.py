@@ -12,12 +12,12 @@ from test_run import STABILISED, files, planned, videos  # noqa: F401 (a fixture
 
 from vgan_fast.loaders.preparation.run import run
 
-ray = pytest.importorskip("ray", reason="without the ray extra")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def cluster():
+    ray = pytest.importorskip("ray", reason="without the ray extra")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
