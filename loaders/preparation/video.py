@@ -6,6 +6,7 @@ part is whole. Both depend on the video's bytes and on the recipe alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -52,7 +53,7 @@ def prepare_video(source: Path, kind: Kind, decoder: str, recipe: Recipe, part: 
         UserError: the part cannot be written, or the scene classifier cannot be loaded.
     """
     digest, size = _digest(source, kind)
-    classifier = SceneClassifier(recipe.scenes) if recipe.scenes else None
+    classifier = _classifier(recipe.scenes) if recipe.scenes else None
     settings = Settings(recipe.cutting.short_side, recipe.fps)
     decoded = _Counted(DecodedFrames(source, decoder, settings))
     seed = f"{recipe.seed}:{digest}".encode()
@@ -95,6 +96,10 @@ def read_record(part: Path) -> Record | None:
         return json.loads(part.with_suffix(RECORD).read_bytes())
     except FileNotFoundError:
         return None
+
+
+# A process prepares many videos by one network.
+_classifier = functools.cache(SceneClassifier)
 
 
 class _Counted:
