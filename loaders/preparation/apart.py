@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -111,7 +113,8 @@ class Apart:
     def _schedule(self, task: Task) -> Future:
         arguments = (task.source, task.kind, task.decoders[0], task.recipe, task.part)
         limit = _SLOWER * time_limit(task.size)
-        return self._pool.schedule(_within_memory, arguments, timeout=limit)
+        with _uninterrupted():  # the first starts processes
+            return self._pool.schedule(_within_memory, arguments, timeout=limit)
 
     def _failed(self, task: Task, reason: str, again: list[Task]) -> Iterator[Task]:
         """Let the next decoder try, or put down why none reads the video."""
@@ -121,6 +124,26 @@ class Apart:
             return
         write_record(task.part, {"failed": "; ".join(dict.fromkeys(reasons))})
         yield task
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put SIGINT and SIGTERM off: a process that is cut off from its parent at birth complains."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[tuple] = []  # (signal, frame)
+    handlers = {
+        number: signal.signal(number, lambda *arguments: came.append(arguments))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for number, _ in came:
+        signal.raise_signal(number)
 
 
 def _after_death(task: Task) -> Task:
