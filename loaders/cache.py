@@ -286,16 +286,20 @@ def _decode_within(
     memory: int, decode: _Decode, source: Path, target: Path, decoder: str, settings: Settings
 ) -> float | None:
     """Decode in this process, which may take up to `memory` bytes."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    # CUDA maps more than it takes.
-    bound = most if decoder == "NVDEC" or 0 <= most < memory else memory
-    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
+    limit_memory(None if decoder == "NVDEC" else memory)  # CUDA maps more than it takes
     try:
         return decode(source, target, decoder, settings)
     except (MemoryError, ImportError):  # the second where a library finds no room
         pass
     # Out here, for the error at hand would hold on to that memory and starve the next file.
     raise UndecodableError(f"{decoder} needs over {memory / 2**30:.3g} GiB of memory")
+
+
+def limit_memory(memory: int | None = MEMORY) -> None:
+    """Let this process take up to that many bytes; None lifts an earlier limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = most if memory is None or 0 <= most < memory else memory
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
 
 
 def _check_that_processes_start() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 from vgan_fast.errors import UserError
 from vgan_fast.files import remove_unfinished
 
-from ..cache import DECODERS, MEMORY, death, time_limit
+from ..cache import DECODERS, MEMORY, death, limit_memory, time_limit
 from ..decoders import UndecodableError
 from ..search import Kind
 from .video import Recipe, prepare_video, write_record
@@ -158,8 +157,7 @@ def _after_death(task: Task) -> Task:
 def _within_memory(*arguments) -> None:
     """Prepare a video in this process, which may take up to `MEMORY` bytes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(most, MEMORY), most))
+    limit_memory()
     try:
         return prepare_video(*arguments)
     except (MemoryError, ImportError):  # the second where a library finds no room

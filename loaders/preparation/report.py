@@ -6,7 +6,6 @@ What was filmed is decoded from the sources once more, by what the manifest tell
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained, remove_unfinished, written_whole
 
-from ..cache import DECODERS, MEMORY, death
+from ..cache import DECODERS, MEMORY, death, limit_memory
 from ..decode import DecodedFrames
 from ..decoders import Settings, UndecodableError
 from ..frames import Frames
@@ -291,12 +290,7 @@ def _decode(films: list[_Film], plan: Plan) -> None:
 def _pool() -> ProcessPool:
     """Return a process that a bad file may kill or hang."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPool(max_workers=1, initializer=_limit_memory, context=context)
-
-
-def _limit_memory() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(most, MEMORY), most))
+    return ProcessPool(max_workers=1, initializer=limit_memory, context=context)
 
 
 def _filmed(source: Path, decoder: str, recipe: Recipe, numbers: set[int]) -> dict[int, np.ndarray]:
