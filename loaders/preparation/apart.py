@@ -83,8 +83,6 @@ class Apart:
                 except BrokenProcessPool:  # it died before its task was on record
                     again.append(_after_death(task))
                     broken = True
-                except UndecodableError as error:
-                    yield from self._failed(task, str(error), again)
                 except TimeoutError:
                     yield from self._failed(task, f"{task.decoders[0]} hung", again)
                 except ProcessExpired as error:
@@ -94,6 +92,13 @@ class Apart:
                     else:
                         reason = f"{task.decoders[0]} crashed ({death(error.exitcode)})"
                         yield from self._failed(task, reason, again)
+                except UndecodableError as error:
+                    yield from self._failed(task, str(error), again)
+                except UserError:
+                    raise
+                except Exception as error:  # one video in millions must not end the run
+                    reason = f"{type(error).__name__}: {error}"
+                    yield from self._failed(task, reason, again)
             if broken:
                 again += futures.values()
                 futures.clear()

@@ -19,7 +19,7 @@ import simplejpeg
 from vgan_fast.files import written_whole
 
 from ..decode import DecodedFrames
-from ..decoders import Settings, image_files
+from ..decoders import Settings, UndecodableError, image_files
 from ..search import Kind
 from .scenes import SceneClassifier, SceneFilter
 from .stabilise import Clip, Cutting, Rejected, cut_clips
@@ -49,10 +49,13 @@ def prepare_video(source: Path, kind: Kind, decoder: str, recipe: Recipe, part: 
     and "rejected"; see `_described` for what is told of a clip.
 
     Raises:
-        UndecodableError: the decoder yields no frame, or absurd ones.
+        UndecodableError: the video cannot be read, or the decoder yields no or absurd frames.
         UserError: the part cannot be written, or the scene classifier cannot be loaded.
     """
-    digest, size = _digest(source, kind)
+    try:
+        digest, size = _digest(source, kind)
+    except OSError as error:
+        raise UndecodableError(f"cannot be read ({error.strerror})") from None
     classifier = _classifier(recipe.scenes) if recipe.scenes else None
     settings = Settings(recipe.cutting.short_side, recipe.fps)
     decoded = _Counted(DecodedFrames(source, decoder, settings))

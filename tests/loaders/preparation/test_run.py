@@ -381,6 +381,12 @@ def hangs(source, *_):
     time.sleep(600)
 
 
+def stumbles(source, *arguments):
+    if source.name == "b.avi":
+        raise ZeroDivisionError("nobody foresaw it")
+    apart_module.prepare_video(source, *arguments)
+
+
 def records(whole, monkeypatch, work, **options):
     monkeypatch.setattr(apart_module, "_within_memory", work)
     for name, value in options.items():
@@ -417,6 +423,21 @@ def test_processes_that_are_always_killed_end_the_run(videos, tmp_path, monkeypa
 def test_a_full_disk_ends_the_run(videos, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         records(planned(videos / "walk", tmp_path), monkeypatch, full_disk)
+
+
+def test_what_nobody_foresaw_costs_its_video(videos, tmp_path, monkeypatch):
+    found = records(planned(videos / "walk", tmp_path), monkeypatch, stumbles)
+    assert found["b.avi"] == {"failed": "ZeroDivisionError: nobody foresaw it"}
+    assert found["a.avi"]["clips"]
+
+
+def test_a_file_that_is_gone_meanwhile_is_named(videos, tmp_path, monkeypatch):
+    shutil.copytree(videos / "walk", tmp_path / "walk")
+    whole = planned(tmp_path / "walk", tmp_path / "set")
+    (tmp_path / "walk/a.avi").unlink()
+    found = records(whole, monkeypatch, apart_module._within_memory)
+    assert found["a.avi"] == {"failed": "cannot be read (No such file or directory)"}
+    assert found["b.avi"]["clips"]
 
 
 def test_a_file_that_hangs_is_given_up(videos, tmp_path, monkeypatch):
