@@ -125,6 +125,7 @@ def test_no_video_is_in_two_splits_and_shards_are_full(made):
     folders = {}
     for clip in clips:
         folders.setdefault(clip["source"], set()).add(clip["shard"].partition("/")[0])
+        assert clip["shard"].startswith(PACKING.split(clip["source_sha256"]) + "/")
     assert all(len(splits) == 1 for splits in folders.values())
     assert {split for splits in folders.values() for split in splits} == {"train", "validation"}
     for split in ("train", "validation"):
