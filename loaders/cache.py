@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 # What is tried on a source, in this order, until one of them reads it.
 # OpenCV after PyAV: it hands out memory that nobody wrote where frames are interlaced, and colours
 # of its own where they are HDR or of a wide gamut.
-DECODERS = {"video": ("PyAV", "OpenCV"), "images": ("Pillow",)}
+DECODER_ORDER = {"video": ("PyAV", "OpenCV"), "images": ("Pillow",)}
 # A set that NVDEC fails on so much more often than not is left to the others.
 _NVDEC_FAILURES = 3
 _MOST_THREADS = 16  # of a decoder, FFmpeg's own bound: each holds frames
@@ -125,7 +125,7 @@ def decode_videos(
             skipped[source.path] = str(error)
         else:
             entry = cache / _key(identity, settings)
-            decoders = (ahead if source.kind == "video" else ()) + DECODERS[source.kind]
+            decoders = (ahead if source.kind == "video" else ()) + DECODER_ORDER[source.kind]
             entries[source] = entry
             tasks[entry] = _Task(source, entry, limit(size), decoders)
     try:

@@ -101,11 +101,12 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--report/--no-report", default=True, help="draw SHARDS/report")
 def main(videos: tuple[Path, ...], out: Path, **options) -> int:
     """Make clips of VIDEOS (folders, lists, files): cut at shots, stabilised, in shards."""
+    from vgan_fast.loaders.preparation.apart import check_scenes
     from vgan_fast.loaders.preparation.assembly import Packing
     from vgan_fast.loaders.preparation.outcome import read_outcome
     from vgan_fast.loaders.preparation.report import write_report
     from vgan_fast.loaders.preparation.run import plan, run
-    from vgan_fast.loaders.preparation.scenes import SceneClassifier, SceneFilter
+    from vgan_fast.loaders.preparation.scenes import SceneFilter
     from vgan_fast.loaders.preparation.stabilise import Cutting
     from vgan_fast.loaders.preparation.video import Recipe
 
@@ -143,7 +144,7 @@ def main(videos: tuple[Path, ...], out: Path, **options) -> int:
         clip_shape=(frames, size, size, 3),
     )
     if scenes:
-        SceneClassifier(scenes)  # what is wrong with it is better said here than by every process
+        check_scenes(scenes)  # what is wrong with it is better said here than by every process
     planned = plan(list(videos), out.absolute(), recipe, packing)
     print(f"{len(planned.videos)} videos below {planned.root}; set in {out}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

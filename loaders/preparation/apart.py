@@ -18,9 +18,10 @@ from pebble import ProcessExpired, ProcessPool
 from vgan_fast.errors import UserError
 from vgan_fast.files import remove_unfinished
 
-from ..cache import DECODERS, MEMORY, death, limit_memory, time_limit
+from ..cache import DECODER_ORDER, MEMORY, death, limit_memory, time_limit
 from ..decoders import UndecodableError
 from ..search import Kind
+from .scenes import SceneClassifier, SceneFilter
 from .video import Recipe, prepare_video, write_record
 
 _SLOWER = 10  # than decoding alone, by which a video may be prepared before it counts as hung
@@ -28,6 +29,7 @@ _SLOWER = 10  # than decoding alone, by which a video may be prepared before it 
 # nothing of the file, which is tried again.
 _KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ATTEMPTS = 5
+_LOADING = 120  # seconds that a scene classifier may take to load and to run once
 _AHEAD = 2  # tasks that wait for each process
 
 
@@ -45,14 +47,41 @@ class Task:
     deaths: int = 0
 
 
+def check_scenes(scenes: SceneFilter) -> None:
+    """Load a scene classifier once, in a process of its own, which a damaged network may kill.
+
+    Raises:
+        UserError: it cannot be loaded or used.
+    """
+    pool = _pool(1)
+    try:
+        pool.schedule(_load_scenes, (scenes,), timeout=_LOADING).result()
+    except (ProcessExpired, BrokenProcessPool, TimeoutError):
+        raise UserError(
+            f"{scenes.model}: OpenCV crashes or hangs over it; it is damaged, export it anew"
+        ) from None
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _pool(processes: int) -> ProcessPool:
+    # Before they import OpenCV, whose complaints would only repeat what is reported by name.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    context = multiprocessing.get_context("spawn")
+    return ProcessPool(max_workers=processes, context=context)
+
+
+def _load_scenes(scenes: SceneFilter) -> None:
+    SceneClassifier(scenes)
+
+
 class Apart:
     """Processes that prepare videos."""
 
     def __init__(self, processes: int):
-        # Before they import OpenCV, whose complaints would only repeat what is reported by name.
-        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
         self._processes = processes
-        self._pool = self._started()
+        self._pool = _pool(self._processes)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """Yield each task as it is done, its part being whole.
@@ -62,7 +91,7 @@ class Apart:
         Raises:
             UserError: parts cannot be written, or processes are killed over and over.
         """
-        waiting = (replace(task, decoders=DECODERS[task.kind]) for task in tasks)
+        waiting = (replace(task, decoders=DECODER_ORDER[task.kind]) for task in tasks)
         again: list[Task] = []
         futures: dict[Future, Task] = {}
         while True:
@@ -103,16 +132,12 @@ class Apart:
                 again += futures.values()
                 futures.clear()
                 self.close()
-                self._pool = self._started()
+                self._pool = _pool(self._processes)
 
     def close(self) -> None:
         """Stop the processes, at once."""
         self._pool.stop()
         self._pool.join()
-
-    def _started(self) -> ProcessPool:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPool(max_workers=self._processes, context=context)
 
     def _schedule(self, task: Task) -> Future:
         arguments = (task.source, task.kind, task.decoders[0], task.recipe, task.part)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained, remove_unfinished, written_whole
 
-from ..cache import DECODERS, MEMORY, death, limit_memory
+from ..cache import DECODER_ORDER, MEMORY, death, limit_memory
 from ..decode import DecodedFrames
 from ..decoders import Settings, UndecodableError
 from ..frames import Frames
@@ -261,7 +261,7 @@ def _decode(films: list[_Film], plan: Plan) -> None:
         for source, of_it in tqdm(by_source.items(), "decoding again", disable=None, unit="file"):
             numbers = {number for film in of_it for number in film.numbers}
             reasons = []
-            for decoder in DECODERS[source.kind]:
+            for decoder in DECODER_ORDER[source.kind]:
                 arguments = (source.path, decoder, plan.recipe, numbers)
                 future = pool.schedule(_filmed, arguments, timeout=_SECONDS)
                 try:

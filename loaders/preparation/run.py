@@ -40,6 +40,7 @@ class Plan:
     root: Path  # folder that all videos' names are relative to
     videos: list[Video]  # in the order in which they are packed
     sources: list[Source]  # of the same order
+    sizes: list[int]  # bytes, likewise
     recipe: Recipe
     packing: Packing
 
@@ -47,14 +48,13 @@ class Plan:
     def settings(self) -> dict:
         """All that decides the set, and where its videos are."""
         named = [
-            (video.name, _size(source), video.label)
-            for video, source in zip(self.videos, self.sources, strict=True)
+            (video.name, size, video.label)
+            for video, size in zip(self.videos, self.sizes, strict=True)
         ]
         recipe = asdict(self.recipe)
         if recipe["scenes"]:  # by what is in them: paths differ between machines
             for name in ("model", "labels"):
-                content = recipe["scenes"][name].read_bytes()
-                recipe["scenes"][name] = hashlib.sha256(content).hexdigest()
+                recipe["scenes"][name] = _digest(recipe["scenes"][name])
         return {
             "format": FORMAT,
             "root": str(self.root),
@@ -105,7 +105,17 @@ def plan(inputs: list[Path], out: Path, recipe: Recipe, packing: Packing) -> Pla
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()
         part = out / PARTS / digest[:2] / digest[:32]
         videos.append(Video(name, _printable(source.label) if labelled else None, part))
-    return Plan(out, root, videos, ordered, recipe, packing)
+    sizes = [_size(source) for source in ordered]
+    return Plan(out, root, videos, ordered, sizes, recipe, packing)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, and of the weights that PyTorch writes beside a network."""
+    digest = hashlib.sha256(path.read_bytes())
+    weights = path.with_name(path.name + ".data")
+    if weights.is_file():
+        digest.update(weights.read_bytes())
+    return digest.hexdigest()
 
 
 def _name(source: Source, root: Path) -> str:
@@ -146,8 +156,8 @@ def run(plan: Plan, engine: engines.Name, workers: int) -> None:
         _remove_unfinished(plan)
         assembly = Assembly(plan.out, plan.videos, plan.packing)
         tasks = [
-            Task(source.path, source.kind, _size(source), video.part, plan.recipe)
-            for video, source in zip(plan.videos, plan.sources, strict=True)
+            Task(source.path, source.kind, size, video.part, plan.recipe)
+            for video, source, size in zip(plan.videos, plan.sources, plan.sizes, strict=True)
             if read_record(video.part) is None
         ]
         assembly.advance()  # after a run that was killed before it could

@@ -1,14 +1,18 @@
 """`python -m vgan_fast.prepare`, as a user types it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from camera_media import take, write_take
 from network_media import COLOURS, write_labels, write_network
 
+from vgan_fast.loaders.preparation import apart
 from vgan_fast.prepare import main
 
 FEW = ("--workers", "1", "--size", "64", "--frames", "8", "--min-frames", "4", "--no-report")
@@ -81,6 +85,34 @@ def test_scenes_are_kept_by_name_and_scored(videos, tmp_path, capsys):
     assert "not one clip has come of it" in streams.err
     rejected = (tmp_path / "none/rejected.jsonl").read_text().splitlines()
     assert f"none of {other} reaches 0.5" in json.loads(rejected[0])["detail"]
+
+
+def dies(_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hangs(_):
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("work", [dies, hangs])
+def test_a_network_that_kills_or_hangs_opencv_is_named(videos, tmp_path, capsys, monkeypatch, work):
+    monkeypatch.setattr(apart, "_load_scenes", work)
+    monkeypatch.setattr(apart, "_LOADING", 2)
+    network, labels = write_network(tmp_path / "net.onnx"), write_labels(tmp_path / "labels.txt")
+    scenes = ("--scene-model", network, "--scene-labels", labels)
+    assert prepare(videos, "--out", tmp_path / "set", *scenes) == 2
+    assert "net.onnx: OpenCV crashes or hangs over it" in capsys.readouterr().err
+
+
+def test_other_weights_beside_a_network_are_another_recipe(videos, tmp_path, capsys):
+    network, labels = write_network(tmp_path / "net.onnx"), write_labels(tmp_path / "labels.txt")
+    scenes = ("--scene-model", network, "--scene-labels", labels, "--scene-side", 32)
+    command = (videos / "b", "--out", tmp_path / "set", *scenes, "--motion", "none", *FEW)
+    assert prepare(*command) == 0
+    (tmp_path / "net.onnx.data").write_bytes(b"other")
+    assert prepare(*command) == 2
+    assert "was begun with another recipe (scenes: model:" in capsys.readouterr().err
 
 
 BAD = {
