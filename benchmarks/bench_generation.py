@@ -9,9 +9,10 @@ from benchmarks.measure import Contender, Contest, Device, Prepared, WrongResult
 from benchmarks.presets import Networks, Preset
 from benchmarks.rivals import Rival, rivals
 from vgan_fast.device import configure, resolved
-from vgan_fast.gan_step import build_generator, sample_streams, with_own_statistics
 from vgan_fast.graph import WARM_UP, CudaGraph, Replayed
 from vgan_fast.kernels.cost import generator_forward
+from vgan_fast.networks import build_generator
+from vgan_fast.sampling import sample_streams, with_own_statistics
 from vgan_fast.settings import Settings
 
 TOLERANCE = 0.05  # relative error of the videos: bf16 keeps 8 bits, layer by layer

@@ -26,8 +26,6 @@ from torch import Tensor
 from benchmarks.machine import describe
 from vgan_fast.checkpoint import find_checkpoint
 from vgan_fast.errors import UserError
-from vgan_fast.gan_step import build_generator, sample_streams
-from vgan_fast.generate import load_generator
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.metrics import (
@@ -37,7 +35,9 @@ from vgan_fast.metrics import (
     mask_auc,
     motion_energy,
 )
+from vgan_fast.networks import build_generator
 from vgan_fast.pictures import as_frames, film_strip, write_picture
+from vgan_fast.sampling import load_generator, sample_streams
 from vgan_fast.settings import Settings
 
 CLIPS = 2048

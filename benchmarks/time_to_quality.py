@@ -24,9 +24,10 @@ from benchmarks.synthetic_quality import HELD_OUT_SEED, real_clips, sampled
 from vgan_fast.cli import Program, options_of
 from vgan_fast.device import configure, default_preset, resolved
 from vgan_fast.files import written_whole
-from vgan_fast.gan_step import GANStep, with_own_statistics
+from vgan_fast.gan_step import GANStep
 from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.metrics import RandomExtractor, features, frechet_distance
+from vgan_fast.sampling import with_own_statistics
 from vgan_fast.settings import PRESETS, Settings
 
 CLIPS = 1024

@@ -8,9 +8,10 @@ import pytest
 import torch
 from fake_graph import FakeGraph, ForbiddenError, pointer, tensors
 
-from vgan_fast import generate, graph
-from vgan_fast.gan_step import GANStep, build_generator
+from vgan_fast import graph, sampling
+from vgan_fast.gan_step import GANStep
 from vgan_fast.graph import CudaGraph, Replayed
+from vgan_fast.networks import build_generator
 from vgan_fast.settings import Settings
 
 TINY = Settings(
@@ -306,15 +307,15 @@ def test_a_capture_that_fails_anywhere_leaves_the_state_whole(operations, caplog
 
 
 def test_clips_from_a_graph_are_those_made_without(monkeypatch):
-    monkeypatch.setattr(generate, "BATCH", 2)
+    monkeypatch.setattr(sampling, "BATCH", 2)
     generator = build_generator(TINY)
     latents = torch.randn(11, TINY.latent)
     stand_in = FakeGraph()
     made = [
         [{name: clip.clone() for name, clip in clips.items()} for clips in batches]
         for batches in (
-            generate.sample_batches(generator, latents, stand_in),
-            generate.sample_batches(generator, latents, None),
+            sampling.sample_batches(generator, latents, stand_in),
+            sampling.sample_batches(generator, latents, None),
         )
     ]
     assert_same(*made)
@@ -459,9 +460,9 @@ def test_on_a_gpu_a_failed_capture_is_followed_by_eager_steps(repeatable, caplog
 
 @pytest.mark.gpu
 def test_on_a_gpu_clips_from_a_graph_are_those_made_without(repeatable, monkeypatch):
-    monkeypatch.setattr(generate, "BATCH", 8)
+    monkeypatch.setattr(sampling, "BATCH", 8)
     generator = build_generator(GPU).cuda()
     latents = torch.randn(8 * STEPS + 3, GPU.latent, device="cuda")
-    plain = generate.sample_batches(generator, latents, None)
-    for clips in generate.sample_batches(generator, latents, CudaGraph(torch.device("cuda"))):
+    plain = sampling.sample_batches(generator, latents, None)
+    for clips in sampling.sample_batches(generator, latents, CudaGraph(torch.device("cuda"))):
         assert_close(clips, next(plain))

@@ -4,7 +4,9 @@ import dataclasses
 import pytest
 import torch
 
-from vgan_fast.gan_step import GANStep, kernels_of, sample_streams, with_own_statistics
+from vgan_fast.gan_step import GANStep
+from vgan_fast.networks import kernels_of
+from vgan_fast.sampling import sample_streams, with_own_statistics
 from vgan_fast.settings import Settings
 
 TINY = Settings(batch_size=4, frames=8, size=16, width=4, latent=6, device="cpu", precision="fp32")

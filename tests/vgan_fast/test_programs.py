@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from vgan_fast import generate, train
+from vgan_fast import generate, sampling, train
 from vgan_fast.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
-from vgan_fast.gan_step import build_generator
+from vgan_fast.networks import build_generator
 from vgan_fast.settings import Settings
 
 TINY = [
@@ -468,14 +468,14 @@ def test_generate_refuses_what_it_cannot_read_or_write(trained, tmp_path, capsys
 
 
 def test_latents_along_the_arc_keep_their_length():
-    way = generate.draw_latents(9, 100, 0, 1)
+    way = sampling.draw_latents(9, 100, 0, 1)
     lengths = way.norm(dim=1)
     ends = lengths[[0, -1]]
     assert lengths.min() > 0.97 * ends.min()
     steps = way.diff(dim=0).norm(dim=1)
     torch.testing.assert_close(steps, steps.mean().expand(8), rtol=0.15, atol=0)
     assert torch.equal(
-        generate.draw_latents(3, 5, 0, 0), generate.draw_latents(1, 5, 0).expand(3, 5)
+        sampling.draw_latents(3, 5, 0, 0), sampling.draw_latents(1, 5, 0).expand(3, 5)
     )
 
 
@@ -499,6 +499,6 @@ def test_what_the_kernels_trained_generates_where_they_do_not_run(model, tmp_pat
 def test_clips_are_made_in_a_run_s_bf16_where_the_device_multiplies_it(
     monkeypatch, precision, native, wanted
 ):
-    monkeypatch.setattr(generate, "multiplies_bf16", lambda device: native)
-    with generate._autocast(Settings(precision=precision, device="cpu"), torch.device("cpu")):
+    monkeypatch.setattr(sampling, "multiplies_bf16", lambda device: native)
+    with sampling.autocast_of(Settings(precision=precision, device="cpu"), torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") == wanted

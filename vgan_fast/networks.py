@@ -1,0 +1,41 @@
+"""From settings to networks: the form of each that suits the backend and the device."""
+
+from vgan_fast import cpu, fused, models
+from vgan_fast.kernels.dispatch import Impl
+from vgan_fast.models import Discriminator, OneStreamGenerator, TwoStreamGenerator
+from vgan_fast.settings import Settings
+
+Generator = OneStreamGenerator | TwoStreamGenerator
+
+
+def kernels_of(settings: Settings) -> Impl | None:
+    """Which implementation the kernels' ops use, of resolved settings; None for plain layers."""
+    if settings.backend == "fused":
+        return "triton"
+    if settings.backend == "auto" and settings.device == "cuda" and settings.precision != "fp16":
+        return "auto"
+    return None
+
+
+def build_generator(settings: Settings) -> Generator:
+    """The generator that the settings describe, freshly initialised, on the CPU."""
+    if settings.model == "one-stream":
+        return _built("OneStreamGenerator", settings)
+    return _built("TwoStreamGenerator", settings, settings.mask_bias)
+
+
+def build_discriminator(settings: Settings) -> Discriminator:
+    """The discriminator that the settings describe, freshly initialised, on the CPU."""
+    return _built("Discriminator", settings, int(settings.logits))
+
+
+def _built(name: str, settings: Settings, *arguments):
+    impl = kernels_of(settings)
+    if impl is not None:
+        return getattr(fused, name)(settings.shape, *arguments, impl=impl)
+    if settings.backend == "auto" and settings.device == "cpu":
+        return getattr(cpu, name)(settings.shape, *arguments)
+    network = getattr(models, name)(settings.shape, *arguments)
+    if settings.backend != "reference":
+        models.store_channels_last(network)
+    return network

@@ -1,0 +1,135 @@
+"""What the training steps of all tasks share: optimisers, random state, precision, the graph."""
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vgan_fast.graph import CudaGraph, Graph, Replayed
+from vgan_fast.kernels.frames.reference import normalise_frames
+from vgan_fast.settings import Settings
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step(abc.ABC):
+    """Owns networks, optimisers and random state, and trains on one batch a call.
+
+    Shapes are the same at every call and nothing waits for the device, but the gradient scaler of
+    fp16 before a plain optimiser. With `settings.graph` the whole step is one replayed graph
+    (`vgan_fast.graph.Replayed`): networks, gradients and optimiser state then stay where they are.
+    But for the reference backend optimisers are fused.
+
+    Args:
+        settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
+        networks: those to train, by name, on the device.
+        rates: the learning rate of each.
+        make_graph: what captures the step on a device.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        networks: dict[str, nn.Module],
+        rates: dict[str, float],
+        make_graph: Callable[[torch.device], Graph] = CudaGraph,
+    ):
+        self.settings, self.device = settings, torch.device(settings.device)
+        self.plain = settings.backend == "reference"
+        self.optimizers = {
+            name: self._optimizer(network, rates[name]) for name, network in networks.items()
+        }
+        # One for all, as PyTorch advises: an overflow in any lowers the scale of all.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self._one = torch.ones((), device=self.device)
+        self.random = torch.Generator(self.device).manual_seed(settings.seed)
+        self._make_graph = make_graph
+        self._run = self._captured_later()
+
+    def __call__(self, frames: Tensor) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            frames: (N, T, H, W, 3) uint8 on the step's device.
+
+        Returns:
+            Scalars fp32 on the device, overwritten by the next call.
+        """
+        return self._run(frames)
+
+    @property
+    @abc.abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks whose weights a checkpoint keeps."""
+
+    @abc.abstractmethod
+    def sample(self, count: int) -> dict[str, Tensor]:
+        """Clips in [-1, 1] by stream, of the same codes at every call, to watch them change."""
+
+    @abc.abstractmethod
+    def _train(self, frames: Tensor) -> dict[str, Tensor]:
+        """One step; see `__call__`."""
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on but the weights: tensors and plain values."""
+        return {
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "random": self.random.get_state(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take back what `state_dict` gave."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+            for parameter, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    if value.shape == parameter.shape:
+                        # Fused optimisers pair values by their place in memory, and runs of other
+                        # versions or devices store theirs in another order.
+                        moments[key] = torch.empty_like(parameter).copy_(value)
+        self.random.set_state(state["random"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # Older runs have none and need none.
+        # The optimisers now hold other tensors than those that a graph would write to.
+        self._run = self._captured_later()
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next call replays a graph."""
+        return isinstance(self._run, Replayed) and self._run.captured
+
+    def _captured_later(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        if not self.settings.graph:
+            return self._train
+        return Replayed(self._train, self._make_graph(self.device), [self.random])
+
+    def _clips(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (N, T, H, W, 3) as clips (N, 3, T, H, W) in [-1, 1]."""
+        clips = normalise_frames(frames)
+        return clips.contiguous() if self.plain else clips
+
+    def _update(self, name: str, terms: list[Tensor], weights: list[Tensor]) -> None:
+        """A step down the gradient of the sum of weight * term, which itself nobody needs."""
+        optimizer = self.optimizers[name]
+        # Frees the gradients: those that a capture makes are the graph's, in memory of its own.
+        optimizer.zero_grad()
+        torch.autograd.backward(terms, [self.scaler.scale(weight) for weight in weights])
+        self.scaler.step(optimizer)
+
+    def _autocast(self):
+        dtype = _AUTOCAST.get(self.settings.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        if self.settings.optimizer == "sgd":
+            return torch.optim.SGD(network.parameters(), lr, momentum=0.9, fused=not self.plain)
+        # Fused means capturable in all but name: its step count is on the device either way, and a
+        # run may be resumed with a graph that began without one.
+        return torch.optim.Adam(
+            network.parameters(),
+            lr,
+            betas=(0.5, 0.999),
+            fused=not self.plain,
+            capturable=not self.plain,
+        )
