@@ -13,6 +13,11 @@ BENCH = [
     "matplotlib>=3.9,<4",
 ]
 
+EXPERIMENTS = [
+    "scikit-learn>=1.5,<2",
+    "matplotlib>=3.9,<4",
+]
+
 setup(
     name="vgan_fast",
     version="0.1.0",
@@ -56,9 +61,11 @@ setup(
     ],
     extras_require={
         "bench": BENCH,
+        "experiments": EXPERIMENTS,
         "ray": ["ray>=2.40,<3"],
         "test": [
             *BENCH,
+            *EXPERIMENTS,
             "scipy>=1.13,<2",
             "onnx>=1.18,<2",
             "ruff>=0.12,<1",
