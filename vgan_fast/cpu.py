@@ -32,38 +32,49 @@ class OneStreamGenerator(models.OneStreamGenerator):
         models.store_channels_last(self)
 
     def forward(self, latent: Tensor) -> Tensor:
-        """See `TwoStreamGenerator.forward` for the dtype of the video."""
+        """See `_TwoStreams.forward` for the dtype of the video."""
         x = _upsample(self.foreground, latent[:, :, None, None, None])
         video = torch.tanh(_head(x, self.head).float())
         return video.to(x.dtype) if self.training else video
 
 
-class TwoStreamGenerator(models.TwoStreamGenerator):
-    """See `models.TwoStreamGenerator`."""
+class _TwoStreams:
+    """What the generators of two streams share; goes before one of `vgan_fast.models`."""
 
-    def __init__(self, shape: ClipShape, mask_bias: float = 0.0):
-        super().__init__(shape, mask_bias)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         models.store_channels_last(self)
 
-    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Video for each row of `latent`, and the mask's mean, fp32.
+    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Video for each code, and the mask's mean, fp32.
 
         In training the video is in the activations' dtype, which the discriminator reads it in.
         """
-        head, background = self._logits(latent)
+        head, background = self._logits(code)
         return mask_blend(head, background, head.dtype if self.training else torch.float32)
 
-    def streams(self, latent: Tensor) -> models.Streams:
+    def streams(self, code: Tensor) -> models.Streams:
         """See `models.TwoStreamGenerator.streams`; each stream is activated once."""
-        head, background = (logits.float() for logits in self._logits(latent))
+        head, background = (logits.float() for logits in self._logits(code))
         foreground, mask = torch.tanh(head[:, :3]), torch.sigmoid(head[:, 3:])
         still = torch.tanh(background)
         return models.Streams(blend(foreground, mask, still)[0], foreground, mask, still)
 
-    def _logits(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        head = _head(_upsample(self.foreground, latent[:, :, None, None, None]), self.head)
-        still = _upsample(self.background, latent[:, :, None, None])
-        return head, self.background_head(still)
+    def _decode(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        head = _head(_upsample(self.foreground, code[:, :, None]), self.head)
+        return head, self.background_head(_upsample(self.background, code))
+
+
+class TwoStreamGenerator(_TwoStreams, models.TwoStreamGenerator):
+    """See `models.TwoStreamGenerator`."""
+
+
+class FutureGenerator(_TwoStreams, models.FutureGenerator):
+    """See `models.FutureGenerator`."""
+
+    def _logits(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        stacked = frames.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        return self._decode(self.encoder(stacked))
 
 
 class Discriminator(models.Discriminator):
@@ -96,13 +107,14 @@ def _upsample(layers: nn.Sequential, x: Tensor) -> Tensor:
 def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """What `layer` makes of x, each kind of layer the way that is fastest for it."""
     weight, bias = _parameters(layer, x)
-    if layer.stride[0] == 1:  # the generator's first, a kernel as large as its output: one product
+    if layer.stride[0] == 1 and x[0, 0].numel() == 1:
+        # The generator's first, a kernel as large as its output: one product.
         y = (_flat(x) @ _flat(weight)).view(len(x), *weight.shape[2:], -1).movedim(-1, 1)
         return y + bias.view(-1, *[1] * (x.dim() - 2))
     up = layer.transposed
     if x.dim() == 5 and weight.numel() > x.numel() * (8 if up else 1):
         return _Gathered.apply(x, weight, bias, up)
-    return _FUNCTIONS[type(layer)](x, weight, bias, stride=2, padding=1)
+    return _FUNCTIONS[type(layer)](x, weight, bias, layer.stride, layer.padding)
 
 
 def _head(x: Tensor, layer: nn.ConvTranspose3d) -> Tensor:

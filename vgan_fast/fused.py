@@ -57,50 +57,90 @@ class OneStreamGenerator(models.OneStreamGenerator):
     def forward(self, latent: Tensor) -> Tensor:
         """Make one video for each row of `latent`: (N, 3, T, H, W) in the activations' dtype."""
         run = _Pass(self.foreground[::3], latent, self.impl)
-        x = run.upsample(self.foreground)
+        x = run.upsample(self.foreground, run.like)
         run.track()
         return head_tanh(x, self.head.weight, self.head.bias, dtype=x.dtype, impl=self.impl)
 
 
-class TwoStreamGenerator(models.TwoStreamGenerator):
-    """See `models.TwoStreamGenerator`.
+class _TwoStreams:
+    """What the generators of two streams share; goes before one of `vgan_fast.models`."""
 
-    Args:
-        shape: sizes of clip and networks.
-        mask_bias: initial bias of the mask's logit.
-        impl: which implementation the ops use.
-    """
-
-    def __init__(self, shape: ClipShape, mask_bias: float = 0.0, impl: Impl = "auto"):
-        super().__init__(shape, mask_bias)
+    def __init__(self, *arguments, impl: Impl = "auto", **options):
+        super().__init__(*arguments, **options)
         self.impl = impl
         _store_as_multiplied(self)
         last = self.background_head.weight  # which the library multiplies
         last.data = last.data.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Video in the activations' dtype for each row of `latent`, and the mask's mean, fp32."""
-        x, still = self._streams(latent)
+    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Video in the activations' dtype for each code, and the mask's mean, fp32."""
+        x, still = self._streams(code)
         head = self.head
         return head_blend(x, head.weight, head.bias, still, dtype=x.dtype, impl=self.impl)
 
-    def _logits(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        x, still = self._streams(latent)
+    def _logits(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        x, still = self._streams(code)
         head = convolve(x, self.head.weight, self.head.bias, up=True, impl=self.impl)
         return head, still
 
-    def _streams(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def _streams(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """What the head takes, and logits of the background."""
-        convolutions, last = [*self.foreground[::3], *self.background[::3]], self.background_head
-        run = _Pass(convolutions, latent, self.impl, others=[last.weight, last.bias])
-        x = run.upsample(self.foreground)
+        last = self.background_head
+        encoding, others = self._encoding()
+        convolutions = [*encoding, *self.foreground[::3], *self.background[::3]]
+        others = [*others, last.weight, last.bias]
+        run = _Pass(convolutions, code, self.impl, others=others)
+        code = self._encode(run)
+        x = run.upsample(self.foreground, code)
         # The library's: three channels for one frame of a clip, too little for tiles of our own.
         weight, bias = (
-            _Cast.apply(*of) for of in zip((last.weight, last.bias), run.copies, strict=True)
+            _Cast.apply(*of) for of in zip((last.weight, last.bias), run.copies[-2:], strict=True)
         )
-        still = F.conv_transpose2d(run.upsample(self.background), weight, bias, 2, 1)
+        still = F.conv_transpose2d(run.upsample(self.background, code), weight, bias, 2, 1)
         run.track()
         return x, still
+
+    def _encoding(self) -> tuple[list[nn.Module], list[Tensor]]:
+        """Layers and other parameters that make a code; see `_Pass`."""
+        return [], []
+
+    def _encode(self, run: "_Pass") -> Tensor:
+        """The code that both streams begin with."""
+        return run.like
+
+
+class TwoStreamGenerator(_TwoStreams, models.TwoStreamGenerator):
+    """See `models.TwoStreamGenerator`; `impl` says which implementation the ops use."""
+
+
+class FutureGenerator(_TwoStreams, models.FutureGenerator):
+    """See `models.FutureGenerator`; `impl` says which implementation the ops use."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        first = self.encoder[0].weight  # which the library multiplies
+        first.data = first.data.contiguous(memory_format=torch.channels_last)
+
+    def _encoding(self) -> tuple[list[nn.Module], list[Tensor]]:
+        first, _, *others = self.encoder
+        to_latent = others[len(others) // 3 * 3 :]
+        return others[::3], [first.weight, first.bias, *(layer.bias for layer in to_latent)]
+
+    def _encode(self, run: "_Pass") -> Tensor:
+        first, _, *others = self.encoder
+        # The library's: three channels a frame are too few for tiles of our own.
+        weight, bias = (
+            _Cast.apply(*of) for of in zip((first.weight, first.bias), run.copies, strict=False)
+        )
+        frames = run.like.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        x = F.relu(F.conv2d(frames, weight, bias, stride=2, padding=1))
+        layers = len(others) // 3 * 3
+        x = run.downsample(x, others[:layers:3], others[1:layers:3], slope=0.0)
+        if layers == len(others):
+            return x
+        last = others[-1]
+        packed = _flat(run.packed[last]).T, run.copies[2]
+        return project(_flat(x), _flat(last.weight).T, last.bias, *packed)
 
 
 class Discriminator(models.Discriminator):
@@ -138,7 +178,12 @@ class Discriminator(models.Discriminator):
     def _score(self, cells: Tensor, groups: int) -> Tensor:
         first, _, *middle, last = self.layers
         run = _Pass([*middle[::3], last], cells, self.impl, groups, others=[last.bias])
-        x = run.downsample(cells, first, middle[::3], middle[1::3])
+        norms = middle[1::3]
+        rides = bool(norms) and _rides(norms)
+        given = cells, first.weight, first.bias
+        # What follows then returns the gradient of what the leaky ReLU got.
+        x = convolve(*given, up=False, slope=LEAK if rides else 1.0, impl=self.impl)
+        x = run.downsample(x if rides else F.leaky_relu(x, LEAK), middle[::3], norms, slope=LEAK)
         run.track()
         # A kernel as large as its input: one product.
         packed = _flat(run.packed[last]).T, *run.copies
@@ -177,46 +222,48 @@ class _Pass:
         self.copies = copies[len(convolutions) :]
         self._tracked = []
 
-    def upsample(self, layers: nn.Sequential) -> Tensor:
-        """Transposed convolution, batch norm and ReLU; the first turns (N, C) into a grid."""
-        (first, *others), norms = layers[::3], layers[1::3]
-        # A kernel as large as its output: one product.
-        _, channels, *sizes = first.weight.shape
-        y = project(self.like, _flat(first.weight), packed=_flat(self.packed[first]))
-        y = y.view(len(y), *sizes, channels).movedim(-1, 1)
+    def upsample(self, layers: nn.Sequential, code: Tensor) -> Tensor:
+        """Transposed convolution, batch norm and ReLU; `code` is (N, C) or a grid (N, C, h, w)."""
+        convolutions, norms = layers[::3], layers[1::3]
+        first, *others = convolutions
+        if first.stride[0] == 2:  # of a code that is a grid already
+            if _rides(norms) and _takes_batch(norms[0]):
+                packed = self.packed[first]
+                y = convolve(code, first.weight, None, packed, up=True, impl=self.impl)
+                return self._chain(y, None, convolutions, norms, up=True, slope=0.0)
+            way = self._fold if _rides(norms) else self._layer_by_layer
+            return way(code, convolutions, norms, up=True, slope=0.0)
+        y = self._spread(first, code)
         if _rides(norms) and _takes_batch(norms[0]):
-            return self._chain(y, None, layers[::3], norms, up=True, slope=0.0)
+            return self._chain(y, None, convolutions, norms, up=True, slope=0.0)
         if not _takes_batch(norms[0]):
-            y = y + first.bias.to(y.dtype).view(-1, *[1] * len(sizes))
+            y = y + first.bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
         x = self._normalise(y, first, norms[0], 0.0)
         way = self._fold if _rides(norms) else self._layer_by_layer
         return way(x, others, norms[1:], up=True, slope=0.0)
 
     def downsample(
-        self,
-        cells: Tensor,
-        first: nn.Module,
-        convolutions: list[nn.Module],
-        norms: list[nn.Module],
+        self, x: Tensor, convolutions: list[nn.Module], norms: list[nn.Module], *, slope: float
     ) -> Tensor:
-        """The discriminator's body: a first layer on cells, then convolution, norm, leaky ReLU."""
-        options = {"up": False, "impl": self.impl}
+        """Convolution, norm, (leaky) ReLU of what such a ReLU made.
+
+        Where the norms ride, the gradient that goes back is that of what the ReLU got.
+        """
         if not norms or not _rides(norms):
-            x = F.leaky_relu(convolve(cells, first.weight, first.bias, **options), LEAK)
-            return self._layer_by_layer(x, convolutions, norms, up=False, slope=LEAK)
-        x = convolve(cells, first.weight, first.bias, slope=LEAK, **options)
+            return self._layer_by_layer(x, convolutions, norms, up=False, slope=slope)
         if not _takes_batch(norms[0]):
-            return self._fold(x, convolutions, norms, up=False, slope=LEAK)
-        second = convolutions[0]
+            return self._fold(x, convolutions, norms, up=False, slope=slope)
+        first = convolutions[0]
         y, *statistics = masked_convolve(
             x,
-            second.weight,
-            self.packed[second],
-            slope=LEAK,
+            first.weight,
+            self.packed[first],
+            up=False,
+            slope=slope,
             groups=self.groups,
-            **options,
+            impl=self.impl,
         )
-        return self._chain(y, statistics, convolutions, norms, up=False, slope=LEAK)
+        return self._chain(y, statistics, convolutions, norms, up=False, slope=slope)
 
     def track(self) -> None:
         """Update the running statistics of the norms that were passed, in one launch."""
@@ -237,6 +284,18 @@ class _Pass:
             momentum = 1 / (float(norms[0].num_batches_tracked) + 1)
             of_group = ([v[group : group + 1] for v in of] for of in (means, variances))
             track_statistics(*buffers, *of_group, biases, rows, momentum, impl=self.impl)
+
+    def _spread(self, first: nn.Module, code: Tensor) -> Tensor:
+        """What a first layer makes of a code, without its bias: one product."""
+        _, channels, *sizes = first.weight.shape
+        packed = _flat(self.packed[first])
+        if code.dim() == 2:  # a kernel as large as its output
+            y = project(code, _flat(first.weight), packed=packed)
+            return y.view(len(y), *sizes, channels).movedim(-1, 1)
+        n, _, height, width = code.shape  # a kernel along time
+        y = project(code.movedim(1, -1).flatten(0, 2), _flat(first.weight), packed=packed)
+        y = y.view(n, height, width, -1, channels).permute(0, 4, 3, 1, 2)
+        return y.contiguous(memory_format=torch.channels_last_3d)
 
     def _chain(
         self,
@@ -398,7 +457,7 @@ def _activations_dtype(x: Tensor) -> torch.dtype:
 def _store_as_multiplied(network: nn.Module) -> None:
     """Store the weights in the order in which they are multiplied, so that a step only casts."""
     for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if isinstance(module, models.CONVOLUTIONS):
             weight = module.weight
             if module.stride[0] == 2:
                 weight.data = pack(weight.data, weight.dtype)

@@ -8,6 +8,7 @@ layers, channel widths halving from width * 2**(L-1) to width, and a first (gene
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,19 @@ from torch import Tensor, nn
 from vgan_fast.kernels.blend.reference import mask_blend
 from vgan_fast.shape import ClipShape
 
-DISCRIMINATOR_NORM_EPS = 1e-3  # the original's; the generator keeps the library's 1e-5
+# The original's in discriminator and image encoder; the generator keeps the library's 1e-5.
+ENCODER_NORM_EPS = 1e-3
+
+Encoder = Literal["spatial", "latent"]
+
+
+CONVOLUTIONS = nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
 
 def _initialise(network: nn.Module) -> None:
     """DCGAN initialisation: weights N(0, 0.01), norm weights N(1, 0.02), all biases 0."""
     for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if isinstance(module, CONVOLUTIONS):
             nn.init.normal_(module.weight, 0.0, 0.01)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
@@ -34,7 +41,7 @@ def store_channels_last(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             module.to(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.ConvTranspose2d):
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
 
 
@@ -117,9 +124,56 @@ class TwoStreamGenerator(nn.Module):
         )
 
     def _logits(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        head = self.head(self.foreground(latent[:, :, None, None, None]))
-        background = self.background_head(self.background(latent[:, :, None, None]))
-        return head, background
+        return self._decode(latent[:, :, None, None])
+
+    def _decode(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of head and background from a code (N, channels, h, w)."""
+        head = self.head(self.foreground(code[:, :, None]))
+        return head, self.background_head(self.background(code))
+
+
+class FutureGenerator(TwoStreamGenerator):
+    """First frames (N, 3, k, H, W) in [-1, 1] -> a clip that begins with them: "Future Generation".
+
+    An encoder of stride-2 convolutions over the frames, stacked along the channels, stands in front
+    of the two streams. In the original's code its last activations (N, widest, 4, 4) are what both
+    streams begin with ("spatial"): the background from there, the foreground after a transposed
+    convolution along time. In the paper's text a further layer makes a latent of them ("latent").
+
+    Args:
+        shape: sizes of clip and networks.
+        mask_bias: initial bias of the mask's logit; 0 is the paper's.
+        condition: k, frames given; the paper's is 1.
+        encoder: which of the two.
+    """
+
+    def __init__(
+        self,
+        shape: ClipShape,
+        mask_bias: float = 0.0,
+        condition: int = 1,
+        encoder: Encoder = "spatial",
+    ):
+        super().__init__(shape, mask_bias)
+        widths = shape.widths[::-1]
+        layers = [nn.Conv2d(3 * condition, widths[0], 4, stride=2, padding=1), nn.ReLU()]
+        for inner, outer in itertools.pairwise(widths):
+            layers += [
+                nn.Conv2d(inner, outer, 4, stride=2, padding=1),
+                nn.BatchNorm2d(outer, eps=ENCODER_NORM_EPS),
+                nn.ReLU(),
+            ]
+        if encoder == "latent":
+            layers.append(nn.Conv2d(widths[-1], shape.latent, 4))
+        else:
+            self.foreground[0] = nn.ConvTranspose3d(widths[-1], widths[-1], (shape.depth, 1, 1))
+            self.background = self.background[3:]
+        self.encoder = nn.Sequential(*layers)
+        _initialise(self)
+        nn.init.constant_(self.head.bias[3:], mask_bias)
+
+    def _logits(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        return self._decode(self.encoder(frames.flatten(1, 2)))
 
 
 class Discriminator(nn.Module):
@@ -137,7 +191,7 @@ class Discriminator(nn.Module):
         for inner, outer in itertools.pairwise(widths):
             layers += [
                 nn.Conv3d(inner, outer, 4, stride=2, padding=1),
-                nn.BatchNorm3d(outer, eps=DISCRIMINATOR_NORM_EPS),
+                nn.BatchNorm3d(outer, eps=ENCODER_NORM_EPS),
                 nn.LeakyReLU(0.2),
             ]
         layers.append(nn.Conv3d(widths[-1], outputs, (shape.depth, 4, 4)))

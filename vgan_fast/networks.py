@@ -21,6 +21,9 @@ def build_generator(settings: Settings) -> Generator:
     """The generator that the settings describe, freshly initialised, on the CPU."""
     if settings.model == "one-stream":
         return _built("OneStreamGenerator", settings)
+    if settings.model == "future":
+        given = settings.condition, settings.encoder
+        return _built("FutureGenerator", settings, settings.mask_bias, *given)
     return _built("TwoStreamGenerator", settings, settings.mask_bias)
 
 

@@ -11,6 +11,8 @@ TINY = ClipShape(frames=8, size=16, width=6, latent=5)
 NETWORKS = {
     "one stream": ("OneStreamGenerator", {}),
     "two streams": ("TwoStreamGenerator", {"mask_bias": -1.0}),
+    "future of two frames": ("FutureGenerator", {"mask_bias": -1.0, "condition": 2}),
+    "future by a latent": ("FutureGenerator", {"mask_bias": -1.0, "encoder": "latent"}),
     "discriminator": ("Discriminator", {"outputs": 1}),
     "discriminator of two": ("Discriminator", {"outputs": 2}),
 }
@@ -37,6 +39,9 @@ def pair(name):
 def sample(name, batch):
     if "stream" in name:
         return torch.randn(batch, TINY.latent)
+    if "future" in name:
+        frames = NETWORKS[name][1].get("condition", 1)
+        return torch.randn(batch, 3, frames, TINY.size, TINY.size)
     return torch.randn(batch, 3, TINY.frames, TINY.size, TINY.size)
 
 

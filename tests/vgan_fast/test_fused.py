@@ -21,6 +21,8 @@ TINY = ClipShape(frames=8, size=16, width=6, latent=5)
 NETWORKS = {
     "one stream": ("OneStreamGenerator", {}),
     "two streams": ("TwoStreamGenerator", {"mask_bias": -1.0}),
+    "future of two frames": ("FutureGenerator", {"mask_bias": -1.0, "condition": 2}),
+    "future by a latent": ("FutureGenerator", {"mask_bias": -1.0, "encoder": "latent"}),
     "discriminator": ("Discriminator", {"outputs": 1}),
     "discriminator of two": ("Discriminator", {"outputs": 2}),
 }
@@ -46,6 +48,9 @@ def pair(name: str, dtype=torch.float32, impl: str = "triton"):
 def sample(name: str, batch: int) -> torch.Tensor:
     if "stream" in name:
         return torch.randn(batch, TINY.latent, device=DEVICE)
+    if "future" in name:
+        frames = NETWORKS[name][1].get("condition", 1)
+        return torch.randn(batch, 3, frames, TINY.size, TINY.size, device=DEVICE)
     return torch.randn(batch, 3, TINY.frames, TINY.size, TINY.size, device=DEVICE)
 
 
