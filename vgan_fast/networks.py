@@ -32,6 +32,11 @@ def build_discriminator(settings: Settings) -> Discriminator:
     return _built("Discriminator", settings, int(settings.logits))
 
 
+def build_encoder(settings: Settings) -> Discriminator:
+    """The autoencoder's encoder, freshly initialised, on the CPU: clips to (N, latent)."""
+    return _built("Discriminator", settings, settings.latent)
+
+
 def _built(name: str, settings: Settings, *arguments):
     impl = kernels_of(settings)
     if impl is not None:

@@ -12,7 +12,9 @@ from torch.optim.swa_utils import update_bn
 
 from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.device import configure, multiplies_bf16
+from vgan_fast.errors import UserError
 from vgan_fast.graph import CudaGraph, Graph, Replayed
+from vgan_fast.mixture import LatestCodes, Mixture
 from vgan_fast.models import OneStreamGenerator
 from vgan_fast.networks import Generator, build_generator
 from vgan_fast.settings import Settings
@@ -46,8 +48,29 @@ class Sampler:
             self.generator = load_generator(self.checkpoint, self.settings, device)
 
     def codes(self, count: int, seed: int, to_seed: int | None = None) -> Tensor:
-        """Latents to make clips of; see `draw_latents`."""
-        return draw_latents(count, self.settings.latent, seed, to_seed)
+        """Codes to make clips of, (count, latent) fp32, or between two seeds' first ones.
+
+        Of an autoencoder they are drawn from a mixture over its codes (`vgan_fast.mixture`), and
+        those between two lie on a line; otherwise see `draw_latents`.
+
+        Raises:
+            UserError: when the run's generator goes on from frames, or scikit-learn is needed and
+                absent.
+        """
+        if self.settings.model == "future":
+            raise UserError(
+                f"{self.checkpoint}: its generator goes on from frames; use vgan_fast.predict"
+            )
+        if self.settings.model != "autoencoder":
+            return draw_latents(count, self.settings.latent, seed, to_seed)
+        codes = LatestCodes(self.settings.latent)
+        load_weights(self.checkpoint, {"codes": codes})
+        mixture = Mixture(codes.latest())
+        if to_seed is None:
+            return mixture.draw(count, seed)
+        return torch.lerp(
+            mixture.draw(1, seed), mixture.draw(1, to_seed), torch.linspace(0, 1, count)[:, None]
+        )
 
     def batches(self, codes: Tensor, streams: bool = True) -> Iterator[dict[str, Tensor]]:
         """Clips by stream (`sample_streams`), `BATCH` codes at a time; the next overwrite them."""

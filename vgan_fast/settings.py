@@ -30,7 +30,11 @@ class Settings:
         "videos, frame images, strips, WebDataset or .npy shards: a folder, a list or one file; or "
         "'synthetic'",
     )
-    model: Literal["two-stream", "one-stream"] = _option("two-stream", "generator architecture")
+    model: Literal["two-stream", "one-stream", "future", "autoencoder"] = _option(
+        "two-stream",
+        "generator architecture; future: goes on from the first frames of a clip; autoencoder: the "
+        "paper's baseline",
+    )
     steps: int = _option(100_000, "total training steps, those before --resume included")
     batch_size: int = _option(64, "clips in a batch; incomplete batches are dropped")
     frames: int = _option(32, "frames of a clip, a power of two")
@@ -51,6 +55,16 @@ class Settings:
     lr_d: float | None = _option(None, "learning rate of the discriminator  [default: --lr]")
     mask_penalty: float = _option(0.1, "weight of the mask's mean in the generator's loss")
     mask_bias: float = _option(0.0, "initial bias of the mask's logit; negative starts transparent")
+    encoder: Literal["spatial", "latent"] = _option(
+        "spatial",
+        "how --model future begins: with a grid of twice --width's channels, as the original's "
+        "code does (the discriminator's are doubled as well), or with a latent, as the paper says",
+    )
+    condition: int = _option(1, "frames that --model future goes on from")
+    reconstruction: Literal["l1", "l2"] = _option(
+        "l1", "distance of the first frames in the loss of --model future: absolute or squared"
+    )
+    reconstruction_weight: float = _option(10.0, "weight of that distance")
     average: float = _option(
         0.0, "decay per step of the moving average of the generator used for samples; 0 is off"
     )
@@ -103,8 +117,7 @@ class Settings:
     deterministic: bool = _option(False, "refuse operations that are not repeatable bit for bit")
 
     def __post_init__(self):
-        ClipShape(self.frames, self.size, self.width, self.latent)
-        _ = self.augmentation  # checks its values
+        _ = self.shape, self.augmentation  # which check their values
         for name, annotation in typing.get_type_hints(type(self)).items():
             choices, value = typing.get_args(annotation), getattr(self, name)
             if typing.get_origin(annotation) is Literal and value not in choices:
@@ -131,6 +144,22 @@ class Settings:
             raise UserError(f"--average {self.average}: must lie in [0, 1)")
         if self.loss == "hinge" and self.logits != "1":
             raise UserError("--loss hinge needs --logits 1: a margin is defined on one logit")
+        for model, names in _OF_MODELS.items():
+            for name in names:
+                if self.model != model and getattr(self, name) != getattr(type(self), name):
+                    raise UserError(f"{_flag(name)} is for --model {model}")
+        if self.condition >= self.frames:
+            raise UserError(
+                f"--condition {self.condition}: must leave some of the {self.frames} --frames"
+            )
+        if self.average and self.model in ("future", "autoencoder"):
+            raise UserError(f"--average: not with --model {self.model}; leave it at 0")
+        if self.model == "autoencoder":
+            for name in ("loss", "logits", "schedule", "lr_d"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise UserError(f"{_flag(name)}: --model autoencoder has no discriminator")
+            if self.mask_penalty:
+                raise UserError("--mask-penalty: not with --model autoencoder; leave it at 0")
         if self.model == "one-stream" and (self.mask_bias or self.mask_penalty):
             raise UserError(
                 "--model one-stream has no mask: leave --mask-bias and --mask-penalty at 0"
@@ -151,15 +180,13 @@ class Settings:
     @classmethod
     def chosen(cls, preset: str, given: dict) -> "Settings":
         """The settings given on a command line, completed by a preset of `PRESETS`."""
-        values = {**PRESETS[preset], **given}
-        if values.get("model") == "one-stream":  # It has no mask: the preset's do not apply.
-            values = {**values, "mask_penalty": 0.0, "mask_bias": 0.0, **given}
-        return cls(**values)
+        return cls(**{**PRESETS[preset], **_MODEL_DEFAULTS.get(given.get("model"), {}), **given})
 
     @property
     def shape(self) -> ClipShape:
         """Sizes of the clips and networks."""
-        return ClipShape(self.frames, self.size, self.width, self.latent)
+        doubled = self.model == "future" and self.encoder == "spatial"
+        return ClipShape(self.frames, self.size, self.width * (1 + doubled), self.latent)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -207,7 +234,13 @@ _OF_FILES = (
     "hue",
 )
 
+_OF_MODELS = {
+    "future": ("encoder", "condition", "reconstruction", "reconstruction_weight"),
+}
+
 _BOUNDS = {
+    "condition": (1, 1024),
+    "reconstruction_weight": (0, 10**6),
     "steps": (1, 10**8 - 1),
     "batch_size": (2, 2**16),
     "mask_bias": (-100, 100),
@@ -218,6 +251,13 @@ _BOUNDS = {
     "sample_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),
     "keep": (1, 10**9),
+}
+
+# What a model takes where the command line says nothing, before what a preset says.
+_MODEL_DEFAULTS: dict[str | None, dict] = {
+    "one-stream": {"mask_penalty": 0.0, "mask_bias": 0.0},
+    "future": {"batch_size": 32, "mask_penalty": 0.0, "average": 0.0},
+    "autoencoder": {"mask_penalty": 0.0, "average": 0.0},
 }
 
 # What a run takes where the command line says nothing. "short" shows learning within minutes on two

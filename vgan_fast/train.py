@@ -16,7 +16,7 @@ from vgan_fast.settings import PRESETS, Settings
 # PyTorch and DALI are imported where they are used: processes that decode videos run this file's
 # top once more, and --help should not wait.
 if TYPE_CHECKING:
-    from vgan_fast.gan_step import GANStep
+    from vgan_fast.step import Step
     from vgan_fast.trainer import ClipSource
 
 # Settings that a resumed run may change: how long, where from and how, not what.
@@ -53,11 +53,10 @@ PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 def main(
     preset: str | None, out: Path | None, resume: bool, profile: bool, dry_run: bool, **given
 ) -> int:
-    """Train a two-stream video GAN on a folder of clips, or with no argument on synthetic ones."""
+    """Train a video model on a folder of clips, or with no argument on synthetic ones."""
     from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
     from vgan_fast.data import describe_data, open_data
     from vgan_fast.device import configure, default_preset, resolved
-    from vgan_fast.gan_step import GANStep
     from vgan_fast.trainer import train
 
     given = {name: value for name, value in given.items() if value is not None}
@@ -79,10 +78,10 @@ def main(
         raise UserError(f"--out {out}: holds the data; choose another folder")
     configure(settings)
     if dry_run:
-        print(_described(settings, GANStep(settings)), describe_data(settings, out), sep="\n")
+        print(_described(settings, build_step(settings)), describe_data(settings, out), sep="\n")
         return 0
     describe_data(settings, out)  # Data that is not there is better said before networks are built.
-    step = GANStep(settings)
+    step = build_step(settings)
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
     if finished >= settings.steps:
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
@@ -106,11 +105,31 @@ def main(
         print(f"stopped and saved; continue with: python -m vgan_fast.train --resume --out {out}")
         return 128 + stopped
     print(f"done: samples in {out / 'pictures'}")
-    print(f"more: python -m vgan_fast.generate {out} --out samples.gif --streams")
+    if settings.model == "future":
+        print(
+            f"more: python -m vgan_fast.predict --checkpoint {out} --image IMAGES --out futures.gif"
+        )
+    else:
+        streams = "" if settings.model == "one-stream" else " --streams"
+        print(f"more: python -m vgan_fast.generate {out} --out samples.gif{streams}")
     return 0
 
 
-def restore(step: "GANStep", checkpoint: Path) -> tuple[int, int, str]:
+def build_step(settings: Settings) -> "Step":
+    """The training step of the model that the settings name.
+
+    Args:
+        settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
+    """
+    from vgan_fast.autoencoder_step import AutoencoderStep
+    from vgan_fast.future_step import FutureStep
+    from vgan_fast.gan_step import GANStep
+
+    of = {"future": FutureStep, "autoencoder": AutoencoderStep}
+    return of.get(settings.model, GANStep)(settings)
+
+
+def restore(step: "Step", checkpoint: Path) -> tuple[int, int, str]:
     """Fill `step` from a checkpoint; its finished steps, the loader's position and fingerprint.
 
     Raises:
@@ -158,7 +177,7 @@ def _run_to_resume(out: Path | None) -> Path:
     return max(runs, key=lambda p: list_checkpoints(p)[-1].stat().st_mtime)
 
 
-def _described(settings: Settings, step: "GANStep") -> str:
+def _described(settings: Settings, step: "Step") -> str:
     sizes = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,} parameters"
         for name, network in step.networks.items()
@@ -167,7 +186,7 @@ def _described(settings: Settings, step: "GANStep") -> str:
     return f"{shown}\n{sizes}"
 
 
-def _profile(step: "GANStep", clips: "ClipSource", out: Path) -> None:
+def _profile(step: "Step", clips: "ClipSource", out: Path) -> None:
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CPU]
