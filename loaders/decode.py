@@ -5,6 +5,7 @@ This module imports neither torch nor DALI: it is loaded anew in every worker pr
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -39,10 +40,13 @@ DECODERS = {
 }
 
 
-def decode_source(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
+def decode_source(
+    source: Path, target: Path, decoder: str, settings: Settings, most: int | None = None
+) -> float | None:
     """Write the frames of `source` to `target`: a `.npy` of uint8 (F, H, W, 3), RGB.
 
-    Two frames are held at a time; see `DecodedFrames` for what they are.
+    Two frames are held at a time; see `DecodedFrames` for what they are. Of more than `most` the
+    first ones are written.
 
     Returns:
         The frames a second of what is stored; None where neither time stamps nor header tell.
@@ -54,7 +58,7 @@ def decode_source(source: Path, target: Path, decoder: str, settings: Settings) 
     decoded = DecodedFrames(source, decoder, settings)
     count = height = width = 0
     with open(target, "wb") as file:
-        for pixels in decoded:
+        for pixels in itertools.islice(decoded, most):
             if count == 0:
                 height, width = pixels.shape[:2]
                 _write_header(file, count, height, width)

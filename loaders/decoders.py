@@ -149,11 +149,8 @@ def quarter_turns(frame: VideoFrame) -> int:
 
 def frames_by_pillow(folder: Path, settings: Settings) -> Iterator[Picture]:
     """Yield the images of a folder in natural order; broken ones are left out and logged."""
-    from PIL import Image, ImageOps
-
     if settings.fps is not None:
         raise UndecodableError("images have no time stamps: leave out --fps and use --stride")
-    Image.MAX_IMAGE_PIXELS = None  # check_size is as strict, and needs no warning on top
     try:
         files = image_files(folder)
     except OSError as error:
@@ -161,9 +158,7 @@ def frames_by_pillow(folder: Path, settings: Settings) -> Iterator[Picture]:
     broken = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                check_size(image.height, image.width)
-                pixels = as_rgb(ImageOps.exif_transpose(image))
+            pixels = upright_image(file)
         except MemoryError:
             raise
         except Exception as error:  # damaged images raise whatever their format does
@@ -175,6 +170,21 @@ def frames_by_pillow(folder: Path, settings: Settings) -> Iterator[Picture]:
     if broken:
         left_out = f"{len(broken)} of {len(files)} images cannot be read and are left out"
         _log.warning("%s: %s, the first is %s", folder, left_out, " ".join(broken[0].split()))
+
+
+def upright_image(file: Path) -> np.ndarray:
+    """Return the pixels of an image file as its camera was held: uint8 (H, W, 3), RGB.
+
+    Raises:
+        UndecodableError: its size is absurd.
+        Exception: whatever its format raises where it is damaged.
+    """
+    from PIL import Image, ImageOps
+
+    Image.MAX_IMAGE_PIXELS = None  # check_size is as strict, and needs no warning on top
+    with Image.open(file) as image:
+        check_size(image.height, image.width)
+        return as_rgb(ImageOps.exif_transpose(image))
 
 
 def image_files(folder: Path) -> list[Path]:

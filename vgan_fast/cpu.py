@@ -112,7 +112,8 @@ def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
         y = (_flat(x) @ _flat(weight)).view(len(x), *weight.shape[2:], -1).movedim(-1, 1)
         return y + bias.view(-1, *[1] * (x.dim() - 2))
     up = layer.transposed
-    if x.dim() == 5 and weight.numel() > x.numel() * (8 if up else 1):
+    few = x.dim() == 5 and weight.numel() > x.numel() * (8 if up else 1)
+    if few and layer.stride[0] == 2:
         return _Gathered.apply(x, weight, bias, up)
     return _FUNCTIONS[type(layer)](x, weight, bias, layer.stride, layer.padding)
 

@@ -45,6 +45,33 @@ def film_strip(clips: np.ndarray, shown: int = 8) -> np.ndarray:
     return _tiled(frames, len(picks))[0]
 
 
+def with_colours_of(clip: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """A clip whose first frames have the colour histograms of given ones.
+
+    Each channel goes through the monotone curve that turns the histogram of the clip's first k
+    frames into that of the given ones; the same curve for all frames keeps the motion.
+
+    Args:
+        clip: uint8 (T, H, W, 3).
+        given: uint8 (k, H, W, 3).
+
+    Returns:
+        uint8 (T, H, W, 3).
+    """
+    matched = np.empty_like(clip)
+    levels = np.arange(256)
+    for channel in range(3):
+        # At the middle of each level's share, so that equal histograms give the identity.
+        shares = []
+        for frames in (clip[: len(given)], given):
+            counts = np.bincount(frames[..., channel].ravel(), minlength=256)
+            shares.append((np.cumsum(counts) - counts / 2) / counts.sum())
+        there = np.bincount(given[..., channel].ravel(), minlength=256) > 0
+        curve = np.interp(shares[0], shares[1][there], levels[there])
+        matched[..., channel] = curve.round().astype(np.uint8)[clip[..., channel]]
+    return matched
+
+
 def write_picture(path: Path, picture: np.ndarray, fps: int = FPS) -> None:
     """Write a picture (H, W, 3) as PNG or an animation (T, H, W, 3) as GIF or MP4, by suffix.
 

@@ -49,9 +49,21 @@ PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 @click.option(
     "--profile", is_flag=True, help=f"trace {PROFILED} steps into OUT/trace.json and stop"
 )
+@click.option(
+    "--history",
+    is_flag=True,
+    help="draw the losses and samples of the run in --out (by default the newest in runs/) into "
+    "OUT/history.png and stop",
+)
 @click.option("--dry-run", is_flag=True, help="print the settings, sizes and data; write nothing")
 def main(
-    preset: str | None, out: Path | None, resume: bool, profile: bool, dry_run: bool, **given
+    preset: str | None,
+    out: Path | None,
+    resume: bool,
+    profile: bool,
+    history: bool,
+    dry_run: bool,
+    **given,
 ) -> int:
     """Train a video model on a folder of clips, or with no argument on synthetic ones."""
     from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
@@ -60,11 +72,14 @@ def main(
     from vgan_fast.trainer import train
 
     given = {name: value for name, value in given.items() if value is not None}
+    if history:
+        _draw_history(_run_of(out, "--history"))
+        return 0
     checkpoint = None
     if resume:
         if preset:
             raise UserError("--preset: a resumed run keeps its settings; leave the option out")
-        out = _run_to_resume(out)
+        out = _run_of(out, "--resume")
         checkpoint = find_checkpoint(out)
         given = {k: value for k, value in given.items() if value != "auto" or k in CHANGEABLE}
         settings = resolved(_resumed(Settings.load(checkpoint / "settings.json"), given))
@@ -164,7 +179,15 @@ def _free_run(settings: Settings) -> Path:
     return run
 
 
-def _run_to_resume(out: Path | None) -> Path:
+def _draw_history(run: Path) -> None:
+    from vgan_fast.history import draw_history
+    from vgan_fast.pictures import write_picture
+
+    write_picture(run / "history.png", draw_history(run))
+    print(f"history: {run / 'history.png'}")
+
+
+def _run_of(out: Path | None, option: str) -> Path:
     from vgan_fast.checkpoint import is_checkpoint, list_checkpoints
 
     if out is not None:
@@ -173,7 +196,7 @@ def _run_to_resume(out: Path | None) -> Path:
         return out
     runs = [p for p in Path("runs").glob("*") if list_checkpoints(p)]
     if not runs:
-        raise UserError("--resume: no run in ./runs holds a checkpoint; name one with --out")
+        raise UserError(f"{option}: no run in ./runs holds a checkpoint; name one with --out")
     return max(runs, key=lambda p: list_checkpoints(p)[-1].stat().st_mtime)
 
 

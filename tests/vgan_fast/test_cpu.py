@@ -128,3 +128,14 @@ def test_cells_hold_what_a_transposed_convolution_makes(channels):
     x, weight = torch.randn(2, 5, 2, 3, 4), torch.randn(5, channels, 4, 4, 4)
     expected = F.conv_transpose3d(x, weight, stride=2, padding=1)
     torch.testing.assert_close(cpu._to_pixels(x, weight), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grid_smaller_than_the_weights_over_it_makes_no_other_clip():
+    shape = ClipShape(frames=8, size=16, width=48)
+    reference = models.FutureGenerator(shape).eval()
+    ours = cpu.FutureGenerator(shape).eval()
+    ours.load_state_dict(reference.state_dict())
+    frames = torch.randn(1, 3, 1, 16, 16)
+    with torch.no_grad():
+        for made, wanted in zip(ours(frames), reference(frames), strict=True):
+            torch.testing.assert_close(made, wanted)

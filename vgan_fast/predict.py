@@ -1,0 +1,184 @@
+"""`python -m vgan_fast.predict`: what happens next in an image."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from vgan_fast.cli import Program
+from vgan_fast.device import find_device
+from vgan_fast.errors import UserError
+from vgan_fast.kernels.frames.reference import normalise_frames
+from vgan_fast.loaders.beginnings import read_beginnings
+from vgan_fast.pictures import (
+    FPS,
+    animated_grid,
+    as_frames,
+    film_strip,
+    with_colours_of,
+    write_picture,
+)
+from vgan_fast.sampling import Sampler
+from vgan_fast.units import favourites
+
+WHOLE = 1024  # most clips in one picture, which is held in memory
+UNITS = 8  # rows in a picture of hidden units
+
+
+@click.command(cls=Program)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="a run of vgan_fast.train --model future, or one of its checkpoints",
+)
+@click.option(
+    "--image",
+    "images",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="an image, a video (whose first frames count) or a folder of them; may be repeated",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("futures.gif"),
+    show_default=True,
+    help="one .gif or .mp4 animation or .png film strip of all inputs; with another name a folder "
+    "with a file for each",
+)
+@click.option(
+    "--each",
+    type=click.Choice(["mp4", "gif", "png"]),
+    default="mp4",
+    show_default=True,
+    help="format of the files in a folder",
+)
+@click.option("--streams", is_flag=True, help="show foreground, mask and background as well")
+@click.option(
+    "--match-colours",
+    is_flag=True,
+    help="give each clip the colour histogram of its input: the paper's remedy for shifted colours",
+)
+@click.option(
+    "--units",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="also draw the images that hidden units of the encoder fire on most, as a .png",
+)
+@click.option(
+    "--units-layer",
+    type=click.IntRange(1),
+    default=None,
+    help="convolution of the encoder whose units are shown, from 1  [default: the last]",
+)
+@click.option(
+    "--fps",
+    type=click.IntRange(1, 50),
+    default=FPS,
+    show_default=True,
+    help="frames per second of animations",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def main(
+    checkpoint, images, out, each, streams, match_colours, units, units_layer, fps, device
+) -> int:
+    """Predict the clips that begin with the given images; beside each stands its input.
+
+    Takes seconds: on a CPU about as many as there are dozens of images.
+    """
+    whole = out.suffix != ""
+    if whole and out.suffix not in (".gif", ".mp4", ".png"):
+        raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
+    if not whole and out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
+    if units is not None and units.suffix != ".png":
+        raise UserError(f"--units {units}: must end in .png")
+    if units is None and units_layer is not None:
+        raise UserError("--units-layer is for --units")
+    sampler = Sampler(checkpoint, find_device(device))
+    settings = sampler.settings
+    if settings.model != "future":
+        raise UserError(
+            f"--checkpoint {checkpoint}: is a run of --model {settings.model}, which makes clips "
+            "of no image; use vgan_fast.generate, or train with --model future"
+        )
+    inputs, broken = read_beginnings(
+        images,
+        frames=settings.condition,
+        size=settings.size,
+        workers=len(os.sched_getaffinity(0)),
+    )
+    for file, reason in broken.items():
+        print(f"skipped {file}: {reason}", file=sys.stderr)
+    if whole and len(inputs) > WHOLE:
+        raise UserError(f"{len(inputs)} inputs: one picture holds {WHOLE}; name a folder in --out")
+    conditions = normalise_frames(torch.from_numpy(np.stack([i.frames for i in inputs])))
+    if units is not None:
+        drawn = favourites(sampler.generator, conditions, layer=units_layer, rows=UNITS)
+
+    animated = (out.suffix or f".{each}") != ".png"
+    picture_of = animated_grid if animated else film_strip
+    made, named, first = [], _Names(), 0
+    for clips in sampler.batches(conditions, streams):
+        given = np.stack([of.frames for of in inputs[first : first + len(clips["video"])]])
+        shown = {name: as_frames(clip) for name, clip in clips.items()}
+        if match_colours:
+            pairs = zip(shown["video"], given, strict=True)
+            shown["video"] = np.stack([with_colours_of(*pair) for pair in pairs])
+        rows = beside(given, shown) if animated else in_front(given, shown)
+        if whole:
+            made += rows
+        else:
+            for beginning, row in zip(inputs[first:], rows, strict=False):
+                write_picture(out / named.of(beginning.source, each), picture_of(row), fps)
+        first += len(given)
+    if whole:
+        write_picture(out, picture_of(np.concatenate(made)), fps)
+    if units is not None:
+        write_picture(units, drawn)
+    skipped = f", {len(broken)} skipped" if broken else ""
+    print(f"{len(inputs)} predictions from {sampler.checkpoint}: {out}{skipped}")
+    return 0
+
+
+def beside(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """For each input one wide clip, uint8 (1, T, H, W', 3): the input, then its streams.
+
+    Args:
+        given: inputs, uint8 (N, k, H, W, 3); one of few frames stands still at its last.
+        streams: clips uint8 (N, T, H, W, 3) by name.
+    """
+    length = next(iter(streams.values())).shape[1]
+    still = np.repeat(given[:, -1:], length - given.shape[1], axis=1)
+    wide = np.concatenate([np.concatenate([given, still], axis=1), *streams.values()], axis=3)
+    return list(wide[:, None])
+
+
+def in_front(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """For each input its streams, uint8 (streams, 1 + T, H, W, 3), its last frame before each."""
+    clips = np.stack(list(streams.values()), axis=1)
+    last = np.repeat(given[:, None, -1:], clips.shape[1], axis=1)
+    return list(np.concatenate([last, clips], axis=2))
+
+
+class _Names:
+    """File names after the inputs', each given once."""
+
+    def __init__(self):
+        self._given: set[str] = set()
+
+    def of(self, source: Path, suffix: str) -> str:
+        name, number = source.stem, 1
+        while (given := f"{name}.{suffix}") in self._given:
+            number += 1
+            name = f"{source.stem}-{number}"
+        self._given.add(given)
+        return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())
