@@ -9,6 +9,8 @@ import torch
 from fake_graph import FakeGraph, ForbiddenError, pointer, tensors
 
 from vgan_fast import graph, sampling
+from vgan_fast.autoencoder_step import AutoencoderStep
+from vgan_fast.future_step import FutureStep
 from vgan_fast.gan_step import GANStep
 from vgan_fast.graph import CudaGraph, Replayed
 from vgan_fast.networks import build_generator
@@ -35,8 +37,8 @@ def batch(number, settings=TINY):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=seeded).to(settings.device)
 
 
-def replayed(settings=TINY, make_graph=FakeGraph):
-    return GANStep(dataclasses.replace(settings, graph=True), make_graph)
+def replayed(settings=TINY, make_graph=FakeGraph, kind=GANStep):
+    return kind(dataclasses.replace(settings, graph=True), make_graph)
 
 
 def trained(step, numbers):
@@ -212,6 +214,19 @@ def test_replayed_steps_are_eager_ones_bit_for_bit(changes):
     assert_same(state(step), state(eager))
     stand_in = step._run._graph
     assert (stand_in.captures, stand_in.replays) == (1, STEPS - graph.WARM_UP)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(FutureStep, {"model": "future"}), (AutoencoderStep, {"model": "autoencoder"})],
+    ids=["future", "autoencoder"],
+)
+def test_replayed_steps_of_other_models_are_eager_ones_bit_for_bit(kind, changes):
+    settings = dataclasses.replace(TINY, **changes, mask_penalty=0.0, average=0.0)
+    eager, step = kind(settings), replayed(settings, kind=kind)
+    assert_same(trained(step, range(STEPS)), trained(eager, range(STEPS)))
+    assert_same(state(step), state(eager))
+    assert step._run._graph.replays == STEPS - graph.WARM_UP
 
 
 def test_replayed_steps_on_the_kernels_are_eager_ones_bit_for_bit(monkeypatch):

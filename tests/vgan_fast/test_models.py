@@ -1,9 +1,16 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vgan_fast.errors import UserError
-from vgan_fast.models import Discriminator, OneStreamGenerator, TwoStreamGenerator
+from vgan_fast.models import (
+    CONVOLUTIONS,
+    Discriminator,
+    FutureGenerator,
+    OneStreamGenerator,
+    TwoStreamGenerator,
+)
 from vgan_fast.shape import ClipShape
 
 PAPER = ClipShape()
@@ -37,6 +44,65 @@ def test_parameter_counts_of_the_papers_networks():
     assert count(OneStreamGenerator(PAPER)) == foreground - layer(64, 1, 64)
 
 
+def test_parameter_counts_of_the_originals_future_generator():
+    norms = 2 * (512 + 256 + 128)  # each of three norms of a stack
+    encoder = layer(3, 128, 16) + layer(128, 256, 16) + layer(256, 512, 16)
+    encoder += layer(512, 1024, 16) + 2 * (256 + 512 + 1024)
+    foreground = layer(1024, 1024, 2) + 2 * 1024 + layer(1024, 512, 64) + layer(512, 256, 64)
+    foreground += layer(256, 128, 64) + norms + layer(128, 4, 64)
+    background = layer(1024, 512, 16) + layer(512, 256, 16) + layer(256, 128, 16) + norms
+    background += layer(128, 3, 16)
+    generator = FutureGenerator(ClipShape(width=128))
+    assert count(generator.encoder) == encoder
+    assert count(generator) == encoder + foreground + background
+
+
+def test_the_future_generator_is_the_originals_graph_written_out():
+    shape = ClipShape(frames=16, size=32, width=4, latent=6)
+    generator = FutureGenerator(shape, condition=2).double().eval()
+    for parameter in generator.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    state = dict(generator.state_dict())
+    frames = torch.randn(3, 3, 2, 32, 32, dtype=torch.float64)
+
+    def conv(x, name, function, stride=2, padding=1):
+        return function(x, state[f"{name}.weight"], state[f"{name}.bias"], stride, padding)
+
+    def norm(x, name, eps):
+        names = ("running_mean", "running_var", "weight", "bias")
+        return F.relu(F.batch_norm(x, *(state[f"{name}.{n}"] for n in names), eps=eps))
+
+    x = frames.reshape(3, 6, 32, 32)
+    x = F.relu(conv(x, "encoder.0", F.conv2d))
+    x = norm(conv(x, "encoder.2", F.conv2d), "encoder.3", 1e-3)
+    code = norm(conv(x, "encoder.5", F.conv2d), "encoder.6", 1e-3)
+    assert code.shape == (3, 16, 4, 4)
+    still = code
+    for at in (3, 6):
+        y = conv(still, f"background.{at}", F.conv_transpose2d)
+        still = norm(y, f"background.{at + 1}", 1e-5)
+    still = torch.tanh(conv(still, "background_head", F.conv_transpose2d))
+    y = conv(code[:, :, None], "foreground.0", F.conv_transpose3d, 1, 0)
+    assert y.shape == (3, 16, 2, 4, 4)
+    moving = norm(y, "foreground.1", 1e-5)
+    for at in (3, 6):
+        y = conv(moving, f"foreground.{at}", F.conv_transpose3d)
+        moving = norm(y, f"foreground.{at + 1}", 1e-5)
+    head = conv(moving, "head", F.conv_transpose3d)
+    mask = torch.sigmoid(head[:, 3:])
+    video = mask * torch.tanh(head[:, :3]) + (1 - mask) * still[:, :, None]
+    # The blend's reference is fp32.
+    torch.testing.assert_close(generator(frames)[0].double(), video, rtol=1e-5, atol=1e-6)
+
+
+def test_the_papers_encoder_ends_in_a_latent():
+    generator = FutureGenerator(SMALL, encoder="latent")
+    assert generator.encoder(torch.randn(2, 3, 16, 16)).shape == (2, 12, 1, 1)
+    unconditional = TwoStreamGenerator(SMALL)
+    shapes = {name: p.shape for name, p in generator.named_parameters() if "encoder" not in name}
+    assert shapes == {name: p.shape for name, p in unconditional.named_parameters()}
+
+
 @pytest.mark.parametrize(
     "shape",
     [SMALL, ClipShape(2, 8, 3, 1), ClipShape(16, 8, 4, 5), ClipShape(16, 64, 2, 7)],
@@ -51,6 +117,9 @@ def test_shapes_and_ranges(shape):
     assert 0 < mask_mean < 1
     assert OneStreamGenerator(shape)(latent).shape == expected
     assert Discriminator(shape, 2)(video).shape == (3, 2)
+    for encoder in ("spatial", "latent"):
+        frames = torch.randn(3, 3, 2, shape.size, shape.size)
+        assert FutureGenerator(shape, 0.0, 2, encoder)(frames)[0].shape == expected
 
 
 def test_streams_blend_into_the_video_over_a_still_background():
@@ -80,13 +149,18 @@ def test_the_video_depends_on_each_latent_entry_and_only_on_its_own_row():
 
 @pytest.mark.parametrize(
     "network",
-    [TwoStreamGenerator(PAPER), OneStreamGenerator(PAPER), Discriminator(PAPER)],
+    [
+        TwoStreamGenerator(PAPER),
+        OneStreamGenerator(PAPER),
+        FutureGenerator(PAPER),
+        Discriminator(PAPER),
+    ],
     ids=lambda network: type(network).__name__,
 )
 def test_initialisation_statistics(network):
     weights, scales = [], []
     for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if isinstance(module, CONVOLUTIONS):
             weights.append(module.weight.detach().flatten())
             assert not module.bias.any()
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
@@ -107,6 +181,7 @@ def test_batch_norm_epsilons_are_the_originals():
 
     assert epsilons(TwoStreamGenerator(SMALL)) == {1e-5}
     assert epsilons(Discriminator(SMALL)) == {1e-3}
+    assert epsilons(FutureGenerator(SMALL).encoder) == {1e-3}
 
 
 def test_mask_bias_opens_or_closes_the_mask_at_the_start():
