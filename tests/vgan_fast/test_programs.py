@@ -201,6 +201,15 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--graph", "--backend", "reference"], "--graph: not with --backend reference"),
         (["--graph", "--precision", "fp16"], "--graph: not with --precision fp16"),
         (["--model", "one-stream", "--mask-bias", "-1"], "--model one-stream"),
+        (["--condition", "2"], "--condition is for --model future"),
+        (["--model", "autoencoder", "--encoder", "latent"], "--encoder is for --model future"),
+        (["--model", "future", "--condition", "4"], "--condition 4: must leave some of the 4"),
+        (["--model", "future", "--condition", "0"], "--condition 0"),
+        (["--model", "future", "--average", "0.9"], "--average: not with --model future"),
+        (["--model", "future", "--reconstruction-weight", "-1"], "--reconstruction-weight -1"),
+        (["--model", "autoencoder", "--loss", "hinge"], "--loss: --model autoencoder has no"),
+        (["--model", "autoencoder", "--mask-penalty", "1"], "--mask-penalty: not with --model"),
+        (["--history"], "--history: no run in ./runs holds a checkpoint"),
         (["--data", "no-such-folder"], "no-such-folder"),
         (["--flip"], "--flip is for files: name some with --data"),
         (["--fps", "10"], "--fps is for files"),
@@ -394,6 +403,37 @@ def test_profile_writes_a_trace_and_trains_no_further(tmp_path, capsys):
     assert run(train.main, *TINY, "--profile", "--out", tmp_path / "p") == 0
     assert (tmp_path / "p" / "trace.json").stat().st_size > 10_000
     assert "Self CPU" in capsys.readouterr().out
+
+
+def test_the_history_of_a_run_is_drawn_and_nothing_else_done(trained, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert run(train, "--history", "--out", trained) == 0
+    picture = trained / "history.png"
+    after = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path != picture}
+    picture_bytes = picture.read_bytes()
+    picture.unlink()
+    assert {k: v for k, v in after.items() if k != trained} == {
+        k: v for k, v in before.items() if k != trained
+    }
+    shown = iio.imread(picture_bytes)
+    assert shown.shape[0] > 600
+    assert shown.shape[2] == 3
+    # The samples, grey ones, are in it, and gaps between them.
+    assert (shown[-200:-100].min(axis=(1, 2)) < 200).mean() > 0.9
+    assert run(train, "--history", "--out", tmp_path) == 2
+    assert f"{tmp_path}: holds no history" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["future", "autoencoder"])
+def test_runs_of_other_models_resume_bit_for_bit(model, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    given = [*TINY, "--preset", "short", "--model", model, "--checkpoint-every", 2]
+    assert run(train, *given, "--steps", 4, "--out", whole) == 0
+    assert run(train, *given, "--steps", 2, "--out", cut) == 0
+    assert run(train, "--resume", "--steps", 4, "--out", cut) == 0
+    assert_same_weights(whole, cut)
+    settings = Settings.load(find_checkpoint(whole) / "settings.json")
+    assert (settings.average, settings.mask_penalty) == (0, 0)  # the preset's do not apply
 
 
 def test_one_stream_and_deterministic_runs(tmp_path):
