@@ -225,6 +225,8 @@ class _Pass:
     def upsample(self, layers: nn.Sequential, code: Tensor) -> Tensor:
         """Transposed convolution, batch norm and ReLU; `code` is (N, C) or a grid (N, C, h, w)."""
         convolutions, norms = layers[::3], layers[1::3]
+        if not norms:  # the background of 8x8 pixels from a grid: its head does it all
+            return code
         first, *others = convolutions
         if first.stride[0] == 2:  # of a code that is a grid already
             if _rides(norms) and _takes_batch(norms[0]):

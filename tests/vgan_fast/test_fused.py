@@ -10,6 +10,8 @@ import torch
 from torch.nn.functional import softplus
 
 from vgan_fast import fused, models
+from vgan_fast.autoencoder_step import AutoencoderStep
+from vgan_fast.future_step import FutureStep
 from vgan_fast.gan_step import GANStep
 from vgan_fast.kernels import dispatch
 from vgan_fast.kernels.blend.reference import mask_blend
@@ -360,6 +362,55 @@ torch.testing.assert_close(score, discriminator(video))
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+OTHERS = {
+    "future": (FutureStep, {"model": "future", "condition": 2}),
+    "future by a latent": (FutureStep, {"model": "future", "encoder": "latent"}),
+    "autoencoder": (AutoencoderStep, {"model": "autoencoder"}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_step_of_another_model_on_the_kernels_is_the_reference_s(name):
+    """Plain descent, so that what a gradient is off by is what a weight is off by."""
+    kind, options = OTHERS[name]
+    sizes = dict(frames=4, size=8, width=4, latent=5, batch_size=3, mask_penalty=0.0)
+    options = dict(optimizer="sgd", lr=0.5, precision="fp32", device=DEVICE, **sizes, **options)
+    frames = torch.randint(0, 256, (3, 4, 8, 8, 3), dtype=torch.uint8, device=DEVICE)
+    theirs, ours = (kind(Settings(backend=of, **options)) for of in ("reference", "fused"))
+    begun = {n: copy.deepcopy(network.state_dict()) for n, network in theirs.networks.items()}
+    before = dispatch.launches.total()
+    losses, wanted = ours(frames), theirs(frames)
+    assert dispatch.launches.total() > before
+    for loss, value in wanted.items():
+        torch.testing.assert_close(losses[loss], value, rtol=1e-4, atol=1e-5)
+    moved = 0
+    for n, network in theirs.networks.items():
+        own = ours.networks[n].state_dict()
+        zero = {key.removeprefix("gradient of ") for key in before_norm(network)}
+        for key, value in network.state_dict().items():
+            if key not in zero and value.is_floating_point():
+                change = (value - begun[n][key]).abs().max()
+                moved += bool(change > 0)
+                off = (own[key] - value).abs().max()
+                assert off <= 0.01 * change + 1e-6, (n, key)
+    assert moved > 10
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OTHERS)
+def test_steps_of_other_models_in_bf16_follow_the_fp32_reference(name):
+    kind, options = OTHERS[name]
+    sizes = dict(frames=16, size=32, width=32, batch_size=16, seed=3, mask_penalty=0.0)
+    frames = torch.randint(0, 256, (16, 16, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
+    runs = []
+    for backend, precision in (("reference", "fp32"), ("auto", "bf16")):
+        given = dict(backend=backend, precision=precision, device=DEVICE, **sizes, **options)
+        step = kind(Settings(**given))
+        runs.append([{k: float(v) for k, v in step(frames).items()} for _ in range(5)])
+    for ours, theirs in zip(*runs[::-1], strict=True):
+        assert ours == pytest.approx(theirs, rel=0.05, abs=0.02)
 
 
 @pytest.mark.gpu
