@@ -207,8 +207,11 @@ def serve(study: Study, host: str, port: int) -> None:
         )
         print(_link(study, access, *listener.getsockname()[:2]), flush=True)
         print("Ctrl-C ends; the same command goes on", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        server.run()  # Ends by itself at KeyboardInterrupt.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            server.run()  # Ends by itself at KeyboardInterrupt.
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _link(study: Study, access: Access, host: str, port: int) -> str:

@@ -61,6 +61,7 @@ async function play(next, clip) {
   key = next;
   hint("Watch both videos once.");
   let watched = 0; // ms
+  let seen = false;
   let last = null;
   function draw(now) {
     if (key !== next) return;
@@ -74,7 +75,8 @@ async function play(next, clip) {
     screens.forEach((screen, side) => screen.drawImage(
       image, left + side * clip.size, top, clip.size, clip.size, 0, 0, clip.size, clip.size,
     ));
-    if (!ready && frame >= clip.frames) {
+    if (!seen && frame >= clip.frames) {
+      seen = true; // once: while an answer is sent the clips play on
       enable(true);
       hint("Choose the more realistic one.");
     }
