@@ -37,7 +37,8 @@ class _InOneLine:
             lacking = ("out of memory", "allocate memory", "enough memory")
             if not isinstance(error, MemoryError) and not any(s in str(error) for s in lacking):
                 raise
-            print("error: out of memory: lower --batch-size, --width or --size", file=sys.stderr)
+            options = "--batch-size, --count, --width or --size"
+            print(f"error: out of memory: lower {options}", file=sys.stderr)
             status = 2
         sys.exit(status)
 

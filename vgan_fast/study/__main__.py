@@ -169,12 +169,13 @@ def _name_and_source(text: str) -> tuple[str, str]:
 
 
 def _said(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (" ".join(value) or "nothing") if isinstance(value, tuple) else str(value)
 
 
 def _without_extra(error: ModuleNotFoundError) -> UserError:
+    library = (error.name or "").partition(".")[0]
     return UserError(
-        f"the study needs {error.name}, which is not installed: pip install 'vgan_fast[study]'"
+        f"the study needs {library}, which is not installed: pip install 'vgan_fast[study]'"
     )
 
 

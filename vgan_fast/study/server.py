@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import os
 import signal
 import socket
 import sqlite3
@@ -189,15 +190,7 @@ def serve(study: Study, host: str, port: int) -> None:
         UserError: when that cannot be listened at.
     """
     access = Access.through(host)
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--host {host} --port {port}: cannot be listened at"
-            f" ({(getattr(error, 'strerror', None) or str(error)).lower()}); choose another"
-        ) from error
-    with listener:
+    with _listen(host, port) as listener:
         server = waitress.create_server(
             create_app(study, access),
             sockets=[listener],
@@ -212,6 +205,22 @@ def serve(study: Study, host: str, port: int) -> None:
             server.run()  # Ends by itself at KeyboardInterrupt.
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
+    except UnicodeError:
+        reason = "no name of a machine"
+    except socket.gaierror as error:
+        reason = error.strerror
+    except OSError as error:
+        reason = os.strerror(error.errno)  # create_server adds the address to its own
+    raise UserError(
+        f"--host {host} --port {port}: cannot be listened at ({reason.lower()}); choose another"
+    )
 
 
 def _link(study: Study, access: Access, host: str, port: int) -> str:

@@ -130,7 +130,7 @@ def create(path: Path, options: Options, conditions: Iterable["Condition"]) -> N
     if log.exists():  # SQLite would take its pages for this study's.
         raise UserError(f"{log}: is left of another study; remove it, or name another file")
     remove_unfinished(path.parent, path.name)
-    with written_whole(path) as part:
+    with written_whole(path, remedy="name another file") as part:
         try:
             with closing(sqlite3.connect(part, isolation_level=None)) as base:
                 base.executescript(_SCHEMA)
@@ -150,7 +150,7 @@ def create(path: Path, options: Options, conditions: Iterable["Condition"]) -> N
                     )
                 base.execute("COMMIT")
         except sqlite3.Error as error:
-            raise UserError(f"{path}: cannot be written ({error}); choose another place") from error
+            raise UserError(f"{path}: cannot be written ({error}); name another file") from error
 
 
 class Study:

@@ -10,9 +10,7 @@ from vgan_fast.study.store import Answer
 NAMES = ["two-stream", "one-stream", "autoencoder", "real"]
 STRENGTHS = np.array([0.2, 0.1, -1.3, 1.7])  # Bradley-Terry: about the paper's table
 PAIRS = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-TRUTH = {
-    (NAMES[i], NAMES[j]): 1 / (1 + np.exp(STRENGTHS[j] - STRENGTHS[i])) for i, j in PAIRS
-}
+TRUTH = {(NAMES[i], NAMES[j]): 1 / (1 + np.exp(STRENGTHS[j] - STRENGTHS[i])) for i, j in PAIRS}
 
 
 def simulated(random, raters, repeats=4, spread=0.0):

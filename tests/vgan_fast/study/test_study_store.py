@@ -143,7 +143,7 @@ def test_the_log_of_another_study_is_not_taken_for_its_own(tmp_path):
         log = (tmp_path / "study.db-wal").read_bytes()
     path.unlink()
     (tmp_path / "study.db-wal").write_bytes(log)  # as a killed server leaves it
-    with pytest.raises(UserError, match="study.db-wal: is left of another study; remove it"):
+    with pytest.raises(UserError, match=r"study\.db-wal: is left of another study; remove it"):
         make_study(path)
     assert not path.exists()
 
@@ -161,7 +161,7 @@ def test_what_is_no_study_is_said_in_one_line(tmp_path, content):
         base = sqlite3.connect(make_study(path))
         base.execute("PRAGMA user_version = 99")
         base.close()
-    with pytest.raises(UserError, match="study.db: ") as error:
+    with pytest.raises(UserError, match=r"study\.db: ") as error:
         Study(path)
     assert "\n" not in str(error.value)
 

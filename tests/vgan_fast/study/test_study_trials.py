@@ -41,9 +41,7 @@ def test_catch_trials_are_as_many_as_asked_for_and_anywhere():
 def test_sides_are_even_for_every_pair():
     first_on_left = Counter()
     for planned, _ in sessions(raters=300, trials=12, catch=2):
-        first_on_left.update(
-            (left // 100, right // 100) for left, right in planned if left < right
-        )
+        first_on_left.update((left // 100, right // 100) for left, right in planned if left < right)
     # 600 trials of each pair: within 5 standard deviations of a half.
     assert all(abs(first_on_left[pair] - 300) < 5 * 12.3 for pair in (*PAIRS, (3, 9)))
 
