@@ -1,4 +1,10 @@
-"""From votes to the paper's Table 1: how often one condition is preferred over another."""
+"""From votes to the paper's Table 1: how often one condition is preferred over another.
+
+With simulated raters whose tastes differ, the interval by raters (which promises 95 %) held the
+truth in 83 % of cases for 5 raters, 89 % for 10, 92 % for 25 and 93 % for 50, the interval by votes
+in 81 to 84 % whatever their number (tests/vgan_fast/study/test_study_analysis.py: `coverage` with
+spread 1 and 6 votes of each rater on each pair).
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -107,19 +113,19 @@ def as_markdown(answers: Sequence[Answer], conditions: Sequence[str], allowed_mi
     for title, chosen in (
         ("All raters", answers),
         (
-            f"Raters who missed at most {allowed_misses} catch trials",
+            f"Without raters who missed more than {allowed_misses} catch trials",
             [answer for answer in answers if answer.rater in good],
         ),
     ):
         parts += [f"## {title}", "", *_section(summarise(chosen, conditions)), ""]
     failed = len({answer.rater for answer in answers} - good)
     parts += [
-        f"Raters who missed more than {allowed_misses} catch trials: {failed}.",
+        f"Left out of the second table: {failed} raters.",
         "",
         "The intervals hold with 95 % confidence. By votes: Wilson's, as if every vote were"
         f" independent. By raters: percentiles of {RESAMPLES} samples of raters with replacement,"
-        " because the votes of one rater are not; it needs two raters, and is too narrow for a"
-        " handful. Where both are there and differ, trust the wider.",
+        " because the votes of one rater are not; it needs two, and is too narrow for fewer than"
+        " about ten. Where the two differ, trust the wider.",
         "",
     ]
     return "\n".join(parts)

@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -160,6 +161,8 @@ def create_app(study: Study, access: Access) -> Flask:
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException):
+        if request.path == "/":  # a person reads it
+            return Response(f"Sorry: {error.description}.", error.code, mimetype="text/plain")
         return explained(HTTPStatus(error.code), error.description)
 
     @app.errorhandler(UnknownTrialError)
@@ -200,6 +203,8 @@ def serve(study: Study, host: str, port: int) -> None:
         )
         print(_link(study, access, *listener.getsockname()[:2]), flush=True)
         print("Ctrl-C ends; the same command goes on", flush=True)
+        # It warns of every request that has to wait for a thread, which is no trouble here.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             server.run()  # Ends by itself at KeyboardInterrupt.

@@ -304,7 +304,7 @@ class Study:
         # One a call: a connection belongs to its thread, and opening takes a fraction of a
         # millisecond.
         with closing(sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)) as base:
-            base.execute("PRAGMA synchronous = FULL")  # WAL's default may lose the last commits
+            base.execute("PRAGMA synchronous = FULL")  # some builds of SQLite do less by default
             yield base
 
     @contextmanager

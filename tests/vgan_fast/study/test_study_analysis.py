@@ -102,7 +102,7 @@ def test_raters_who_miss_catch_trials_are_left_out():
     assert "| a over b | 50 % |" in everyone
     assert "4 raters, 4 votes, median 2.0 s" in everyone
     assert "2 raters, 2 votes" in others
-    assert "Raters who missed more than 0 catch trials: 2." in others
+    assert "Left out of the second table: 2 raters." in others
     _, others = as_markdown(given, ["a", "b"], allowed_misses=1).split("## ")[1:]
     assert "| a over b | 67 % |" in others
 

@@ -116,12 +116,29 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tmp_path, capsys, arguments,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """A file size limit of the system stands for it."""
+    code = """
+import resource, sys
+from vgan_fast.study.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, "serve", "x.db", *TWO, "--size", "16", "--count", "9"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: x.db: cannot be written (")
+    assert result.stderr.endswith("; name another file\n")
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_results_are_printed_and_written(tmp_path, capsys):
     make_study(tmp_path / "study.db")
     assert run("results", "study.db", "--out", "table.md", "--allowed-misses", 1) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == printed
-    assert "Raters who missed at most 1 catch trials" in printed
+    assert "Without raters who missed more than 1 catch trials" in printed
     assert "No votes." in printed
 
 

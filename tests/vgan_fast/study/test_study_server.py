@@ -204,6 +204,9 @@ def test_a_token_is_asked_for_when_others_can_come(study, host):
     for path in (*paths, f"/?token={study.token[:-1]}", f"/trial?token={study.token}"):
         assert client.get(path).status_code == 403
     assert client.post("/begin", headers=OURS, json={}).status_code == 403
+    told = client.get("/")
+    assert told.mimetype == "text/plain"
+    assert told.text == "Sorry: open the whole link that you were given, with its token."
     answer = client.get(f"/?token={study.token}")
     assert (answer.status_code, answer.location) == (302, "/")  # out of the address
     assert "HttpOnly; Path=/; SameSite=Lax" in answer.headers["Set-Cookie"]
