@@ -142,7 +142,7 @@ def _section(summary: Summary | None) -> list[str]:
     return [
         f"{summary.raters} raters, {summary.votes} votes, median {summary.seconds:.1f} s a vote.",
         "",
-        "| prefer | | by votes | by raters | votes |",
+        "| prefer | share | by votes | by raters | votes |",
         "|---|--:|--:|--:|--:|",
         *rows,
     ]
