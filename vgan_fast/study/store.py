@@ -311,9 +311,5 @@ class Study:
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._open() as base:
             base.execute("BEGIN IMMEDIATE")  # not a reader that would turn writer and collide
-            try:
-                yield base
-            except BaseException:
-                base.execute("ROLLBACK")
-                raise
-            base.execute("COMMIT")
+            yield base
+            base.execute("COMMIT")  # not reached after an error: closing takes all back

@@ -148,7 +148,9 @@ def test_the_log_of_another_study_is_not_taken_for_its_own(tmp_path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no database" * 1000, "sqlite", "version"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no database" * 1000, "sqlite", "application_id", "user_version"]
+)
 def test_what_is_no_study_is_said_in_one_line(tmp_path, content):
     path = tmp_path / "study.db"
     if isinstance(content, bytes):
@@ -157,9 +159,9 @@ def test_what_is_no_study_is_said_in_one_line(tmp_path, content):
         base = sqlite3.connect(path)
         base.execute("CREATE TABLE vote (trial)")
         base.close()
-    elif content == "version":
+    elif content:
         base = sqlite3.connect(make_study(path))
-        base.execute("PRAGMA user_version = 99")
+        base.execute(f"PRAGMA {content} = 99")
         base.close()
     with pytest.raises(UserError, match=r"study\.db: ") as error:
         Study(path)
