@@ -280,8 +280,9 @@ _MODEL_PRESETS: dict[str, dict[str | None, dict]] = {
     "short": {
         "one-stream": _ONE_STREAM,
         "autoencoder": _AUTOENCODER,
-        # Found on clips of 16 frames of 16x16: a closed mask learns to copy the given frame and no
-        # motion, and at the paper's rate the frame is not copied within minutes.
+        # Held-out clips of 16 frames of 16x16 after 600 steps: the given frame is off by 0.076, by
+        # 0.115 with the preset's closed mask. At the paper's rate clips of 32x32 are still off by
+        # 0.33 after 175 steps, by 0.12 at this one (benchmarks/future_quality.py; in training).
         "future": {**_FUTURE, "mask_bias": 0.0, "lr": 1e-3, "lr_d": 2e-4},
     },
 }
