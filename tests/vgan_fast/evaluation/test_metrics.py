@@ -3,13 +3,8 @@ import pytest
 import torch
 from scipy import linalg
 
-from vgan_fast.metrics import (
-    RandomExtractor,
-    features,
-    frechet_distance,
-    mask_auc,
-    motion_energy,
-)
+from vgan_fast.evaluation.detectors import RandomExtractor, features
+from vgan_fast.evaluation.metrics import frechet_distance, mask_auc, motion_energy
 
 
 def test_frechet_distance_against_scipys_matrix_root():
