@@ -211,11 +211,7 @@ def _evaluate(
                 f"{named[name]}: was trained on {own.data}, the first run on {first.data}; choose "
                 "with --data"
             )
-    if seeing.clips not in (None, (clip[0], clip[1], clip[1])):
-        raise UserError(
-            f"--detector-run: its discriminator takes {seeing.clips[0]} frames of "
-            f"{seeing.clips[1]}x{seeing.clips[1]}, the runs make {clip[0]} of {clip[1]}x{clip[1]}"
-        )
+    seeing.check(*clip)
 
     folder = decoded or next(iter(named.values())) / "frames"
     settings = dataclasses.replace(

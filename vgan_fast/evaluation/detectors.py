@@ -76,7 +76,8 @@ class Detector:
         sha256: of the weights; of a TorchScript file all its bytes, its code included.
         network: clips (N, 3, T, H, W) fp32 in [-1, 1] to features (N, D), or to those and class
             logits (N, C).
-        clips: (T, H, W) that the network takes, None where it takes any.
+        clips: (T, H, W) that the network takes, None where it takes any from `least` on.
+        least: (T, H, W) of the smallest clips.
         resize: side to which frames are scaled first, None to leave them.
     """
 
@@ -84,12 +85,30 @@ class Detector:
     sha256: str
     network: nn.Module
     clips: tuple[int, int, int] | None = None
+    least: tuple[int, int, int] = (1, 1, 1)
     resize: int | None = None
 
     @property
     def label(self) -> str:
         """Name and short hash, which stand beside every number."""
         return f"{self.kind}:{self.sha256[:8]}"
+
+    def check(self, frames: int, size: int) -> None:
+        """Refuse clips that the network does not take.
+
+        Raises:
+            UserError: naming its sizes and those given.
+        """
+        takes = self.clips or self.least
+        fits = (
+            (frames, size) == takes[:2] if self.clips else frames >= takes[0] and size >= takes[1]
+        )
+        if not fits:
+            words = "{} frames of {}x{}" if self.clips else "clips from {} frames of {}x{} on"
+            raise UserError(
+                f"the detector {self.label} takes {words.format(*takes)}, the runs make {frames} of "
+                f"{size}x{size}; choose another with --detector, --detector-run or --detector-file"
+            )
 
     @torch.inference_mode()
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +150,8 @@ class Detector:
 def random_detector(device: torch.device) -> Detector:
     """The seeded random network: needs nothing, and compares runs on equal clips."""
     network = RandomExtractor()
-    return Detector("random", _hash_of(network), network.to(device))
+    # Smaller ones have nothing left before the last convolution of the frame differences.
+    return Detector("random", _hash_of(network), network.to(device), least=(9, 8, 8))
 
 
 def discriminator_of(run: Path, device: torch.device) -> Detector:

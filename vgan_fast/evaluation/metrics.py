@@ -1,5 +1,7 @@
 """Numbers on clips and on their features: distances, scores, motion and mask statistics."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def inception_score(logits: Tensor) -> float:
         raise ValueError(f"logits must be (>= 1, >= 2), got {tuple(logits.shape)}")
     given = logits.double().log_softmax(1)
     # In logarithms: a class that nobody predicts must not make a NaN of 0 * log 0.
-    marginal = given.logsumexp(0) - torch.tensor(float(len(given)), device=given.device).log()
+    marginal = given.logsumexp(0) - math.log(len(given))
     return float((given.exp() * (given - marginal)).sum(1).mean().exp())
 
 

@@ -4,7 +4,14 @@ import torch
 from scipy import linalg
 
 from vgan_fast.evaluation.detectors import RandomExtractor, features
-from vgan_fast.evaluation.metrics import frechet_distance, mask_auc, motion_energy
+from vgan_fast.evaluation.metrics import (
+    flicker,
+    frechet_distance,
+    frechet_of_gaussians,
+    inception_score,
+    mask_auc,
+    motion_energy,
+)
 
 
 def test_frechet_distance_against_scipys_matrix_root():
@@ -86,3 +93,72 @@ def test_mask_auc_of_perfect_inverted_and_constant_masks():
     assert mask_auc(truth, video) > 0.97
     assert mask_auc(1 - truth, video) < 0.03
     assert mask_auc(torch.full_like(truth, 0.4), video) == pytest.approx(0.5)
+
+
+def rotation(dimensions):
+    return torch.linalg.qr(torch.randn(dimensions, dimensions, dtype=torch.float64))[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [([1, 4, 9, 0.25], [4, 1, 1, 16]), ([1, 4, 0, 0], [4, 0, 9, 0]), ([0] * 4, [1, 2, 3, 4])],
+    ids=["full", "singular", "point"],
+)
+def test_frechet_of_gaussians_in_closed_form_of_commuting_covariances(ours, theirs):
+    """In common axes the distance is |mu|^2 plus the squared differences of the deviations."""
+    turn = rotation(4)
+    ours, theirs = (torch.tensor(v, dtype=torch.float64) for v in (ours, theirs))
+    mean = torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64)
+    expected = 5.25 + float((ours.sqrt() - theirs.sqrt()).square().sum())
+    cov_a, cov_b = turn @ ours.diag() @ turn.T, turn @ theirs.diag() @ turn.T
+    got = frechet_of_gaussians(mean, cov_a, torch.zeros(4), cov_b)
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_frechet_of_gaussians_in_closed_form_of_two_dimensions():
+    """Covariances that do not commute: tr (A B)^(1/2) = (tr A B + 2 (det A B)^(1/2))^(1/2)."""
+    a = torch.tensor([[2.0, 1.2], [1.2, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, -0.7], [-0.7, 3.0]], dtype=torch.float64)
+    cross = ((a @ b).trace() + 2 * (torch.det(a) * torch.det(b)).sqrt()).sqrt()
+    expected = float(a.trace() + b.trace() - 2 * cross)
+    got = frechet_of_gaussians(torch.zeros(2), a, torch.zeros(2), b)
+    assert got == pytest.approx(expected, abs=1e-6)
+    # One singular and correlated: tr (v v' B)^(1/2) = (v' B v)^(1/2).
+    v = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    expected = float(5 + b.trace() - 2 * (v @ b @ v).sqrt())
+    got = frechet_of_gaussians(torch.zeros(2), v.outer(v), torch.zeros(2), b)
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_inception_score_of_sure_unsure_and_mixed_predictions():
+    sure = 1000.0 * torch.eye(5).repeat(3, 1)  # Other classes' probabilities are exactly 0.
+    assert inception_score(sure) == pytest.approx(5)
+    assert inception_score(sure[:1].expand(7, 5)) == pytest.approx(1)
+    assert inception_score(torch.zeros(7, 5)) == pytest.approx(1)
+    given = torch.tensor([[0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
+    marginal = given.mean(0)
+    divergence = (given * (given / marginal).log()).sum(1).mean()
+    assert inception_score(given.log()) == pytest.approx(float(divergence.exp()), rel=1e-9)
+    with pytest.raises(ValueError, match=r"\(3, 1\)"):
+        inception_score(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("waves", "expected"), [([(4, 1.0)], 1), ([(1, 1.0)], 0), ([(2, 1.0)], 0), ([(3, 1.0)], 1)]
+)
+def test_flicker_is_the_energy_of_fast_waves(waves, expected):
+    time = torch.arange(8)
+    wave = sum(a * torch.cos(2 * torch.pi * k * time / 8) for k, a in waves)
+    clip = 0.3 + 0.2 * wave.view(1, 1, 8, 1, 1).expand(2, 3, 8, 4, 4)
+    assert flicker(clip) == pytest.approx(expected, abs=1e-6)
+
+
+def test_flicker_weighs_frequencies_by_their_energy_in_time():
+    """The alternating wave has twice the energy of another of its amplitude."""
+    time = torch.arange(8)
+    slow, fast = torch.cos(2 * torch.pi * time / 8), torch.cos(torch.pi * time)
+    clip = (slow + fast).view(1, 1, 8, 1, 1).expand(1, 3, 8, 2, 2)
+    assert flicker(clip) == pytest.approx(2 / 3, abs=1e-6)
+    assert flicker(torch.ones(1, 3, 8, 2, 2)) == 0
+    odd = torch.randn(16, 3, 7, 16, 16)
+    assert flicker(odd) == pytest.approx(4 / 6, abs=0.02)  # 2 and 3 of the frequencies 1, 2, 3.
