@@ -99,15 +99,16 @@ class Detector:
         Raises:
             UserError: naming its sizes and those given.
         """
-        takes = self.clips or self.least
-        fits = (
-            (frames, size) == takes[:2] if self.clips else frames >= takes[0] and size >= takes[1]
-        )
+        if self.clips:
+            fits = (frames, size) == self.clips[:2]
+            takes = "{} frames of {}x{}".format(*self.clips)
+        else:
+            fits = frames >= self.least[0] and size >= self.least[1]
+            takes = "clips from {} frames of {}x{} on".format(*self.least)
         if not fits:
-            words = "{} frames of {}x{}" if self.clips else "clips from {} frames of {}x{} on"
             raise UserError(
-                f"the detector {self.label} takes {words.format(*takes)}, the runs make {frames} of "
-                f"{size}x{size}; choose another with --detector, --detector-run or --detector-file"
+                f"the detector {self.label} takes {takes}, the runs make {frames} of {size}x{size}; "
+                "choose another with --detector, --detector-run or --detector-file"
             )
 
     @torch.inference_mode()

@@ -9,7 +9,8 @@ from torch import Tensor
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (samples, dimensions).
 
-    Computed in fp64; see `frechet_of_gaussians`. The estimate is too large by an amount that falls
+    Computed in fp64; see `frechet_of_gaussians`. Fewer samples than dimensions are compared with
+    each other instead of their covariances, which is faster and the same. The estimate is too large by an amount that falls
     with the number of samples: compare distances at equal counts only.
 
     Raises:
@@ -18,6 +19,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features must be (>= 2, D), got {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = a.double(), b.double()
+    if min(len(a), len(b)) < a.shape[1]:
+        return _frechet_of_few(a, b)
     return frechet_of_gaussians(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
 
 
@@ -32,6 +35,15 @@ def frechet_of_gaussians(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: T
     cross = torch.linalg.eigvalsh(root @ cov_b.double() @ root).clamp(min=0).sqrt().sum()
     mean = (mean_a.double() - mean_b.double()).square().sum()
     return float(mean + cov_a.double().trace() + cov_b.double().trace() - 2 * cross)
+
+
+def _frechet_of_few(a: Tensor, b: Tensor) -> float:
+    """The same of centred samples A and B: tr (S_a S_b)^(1/2) sums the singular values of A B'."""
+    mean = (a.mean(0) - b.mean(0)).square().sum()
+    a = (a - a.mean(0)) / (len(a) - 1) ** 0.5
+    b = (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    return float(mean + a.square().sum() + b.square().sum() - 2 * cross)
 
 
 def inception_score(logits: Tensor) -> float:

@@ -34,6 +34,13 @@ def test_frechet_distance_of_a_shift_is_its_square_and_of_nothing_zero():
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, 9), (9, 200), (200, 9), (40, 39)])
+def test_frechet_distance_of_few_samples_is_that_of_their_gaussians(n, m):
+    a, b = torch.randn(n, 40).double() + 0.3, 2 * torch.randn(m, 40).double()
+    expected = frechet_of_gaussians(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
 def test_frechet_distance_refuses_what_has_no_covariance():
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         frechet_distance(torch.randn(1, 3), torch.randn(9, 3))
