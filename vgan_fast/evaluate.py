@@ -29,7 +29,8 @@ SHOWN_PAIRS = 6  # samples beside their nearest training clips
 @click.option("--steps", type=click.IntRange(1), help="of training, with --compare")
 @click.option(
     "--data",
-    help="real clips, as of vgan_fast.train  [default: those that the runs were trained on]",
+    help="real clips, as of vgan_fast.train; those of its split train are taken for what the runs "
+    "were trained on  [default: the runs' --data]",
 )
 @click.option(
     "--split",
@@ -206,6 +207,8 @@ def _evaluate(
                 f"{named[name]}: makes {own.frames} frames of {own.size}x{own.size}, the first run "
                 f"{clip[0]} of {clip[1]}x{clip[1]}; evaluate them apart"
             )
+        if own.data == "synthetic" and own.seed != first.seed:
+            print(f"{name}: of another seed; copies are looked for among the first run's clips")
         if data is None and own.data != first.data:
             raise UserError(
                 f"{named[name]}: was trained on {own.data}, the first run on {first.data}; choose "
@@ -245,15 +248,18 @@ def _evaluate(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    result = dataclasses.replace(evaluation.result(seen, samplers), made_by=made_by)
+    near = {name: evaluation.nearest_to(of) for name, of in seen.items()}
+    checkpoints = {name: sampler.checkpoint for name, sampler in samplers.items()}
+    result = dataclasses.replace(evaluation.result(seen, near, checkpoints), made_by=made_by)
     tables = as_tables(result)
     clips = {**{name: of.shown[:8] for name, of in seen.items()}, REAL: evaluation.others.shown}
     strip, animation = side_by_side(clips)
     copied = []
-    for of in seen.values():
-        near = evaluation.nearest_to(of)["pixels"]
-        closest = near.order[:SHOWN_PAIRS]
-        copied.append(pairs(of.shown[closest], evaluation.training.shown[near.clips[closest]]))
+    for name, of in seen.items():
+        pixels = near[name]["pixels"]
+        first_ones = pixels.order[:SHOWN_PAIRS]
+        copies = evaluation.training.shown[pixels.clips[first_ones]]
+        copied.append(pairs(of.shown[first_ones], copies))
 
     write_picture(out.with_suffix(".png"), strip)
     write_picture(out.with_suffix(".gif"), animation)

@@ -107,8 +107,8 @@ class Detector:
             takes = "clips from {} frames of {}x{} on".format(*self.least)
         if not fits:
             raise UserError(
-                f"the detector {self.label} takes {takes}, the runs make {frames} of {size}x{size}; "
-                "choose another with --detector, --detector-run or --detector-file"
+                f"the detector {self.label} takes {takes}, the runs make {frames} of {size}x{size};"
+                " choose another with --detector, --detector-run or --detector-file"
             )
 
     @torch.inference_mode()

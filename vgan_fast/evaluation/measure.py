@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import Tensor
 
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.detectors import Detector
 from vgan_fast.evaluation.looking import Seen, look
-from vgan_fast.evaluation.memorisation import Nearest, nearest
+from vgan_fast.evaluation.memorisation import Nearest, nearest, usual_distances
 from vgan_fast.evaluation.metrics import frechet_distance, inception_score
 from vgan_fast.evaluation.real import RealClips
 from vgan_fast.evaluation.result import Number, Preference, Protocol, Result, Row
@@ -17,6 +18,7 @@ from vgan_fast.evaluation.statistics import Realism, bootstrap, preference
 from vgan_fast.sampling import Sampler
 
 REAL = "real"
+_KINDS = {"features": "features", "pixels": "miniatures"}  # that clips are near by
 SHARES_RESAMPLED = 1000  # at least, of preferences and scores, which cost next to nothing
 
 
@@ -64,14 +66,17 @@ class Evaluation:
             )
         self.shortened = available < count
         self._count = count = min(count, available)
-        self._detector, self._real, self._training = detector, real, training
+        self._detector = detector
         self._seed, self._resamples = seed, resamples
         self.reference = look(real.batches(0, count), detector)
         self.others = look(real.batches(count, count), detector)
-        self._training_count = int(min(training_count, training.count))
-        self.training = look(
-            training.batches(0, self._training_count), detector, shown=self._training_count
-        )
+        there = int(min(training_count, training.count))
+        self.training = look(training.batches(0, there), detector, shown=there)
+        others = self.others if real.held_out else None
+        self._usual = {
+            kind: usual_distances(getattr(self.training, of), others and getattr(others, of))
+            for kind, of in _KINDS.items()
+        }
         self.protocol = Protocol(
             data=data,
             fingerprint=real.fingerprint,
@@ -92,14 +97,22 @@ class Evaluation:
         """As many samples of a run as there are real clips in a set."""
         return look(self._made(sampler), self._detector, shown=self._count)
 
-    def result(self, seen: dict[str, Seen], samplers: dict[str, Sampler]) -> Result:
-        """All numbers of the models whose samples are given by name."""
+    def result(
+        self,
+        seen: dict[str, Seen],
+        near: dict[str, dict[str, Nearest]],
+        checkpoints: dict[str, Path],
+    ) -> Result:
+        """All numbers of models, by name: their samples, the nearest clips, where they are from."""
         sets = {**seen, REAL: self.others}
         realism = Realism(self.reference.features)
         scores = {name: realism(of.features) for name, of in sets.items()}
         return Result(
             self.protocol,
-            [self._row(name, of, samplers.get(name)) for name, of in sets.items()],
+            [
+                self._row(name, of, near.get(name, {}), checkpoints.get(name))
+                for name, of in sets.items()
+            ],
             [
                 Preference(a, b, self._number(preference, [scores[a], scores[b]], True))
                 for a, b in itertools.combinations(sets, 2)
@@ -108,23 +121,19 @@ class Evaluation:
 
     def nearest_to(self, seen: Seen) -> dict[str, Nearest]:
         """Distances to training clips, by the detector's features and by pixels of miniatures."""
-        others = self.others if self._real.held_out else None
         return {
-            name: nearest(
-                getattr(seen, of), getattr(self.training, of), others and getattr(others, of)
-            )
-            for name, of in (("features", "features"), ("pixels", "miniatures"))
+            kind: nearest(getattr(seen, of), getattr(self.training, of), self._usual[kind])
+            for kind, of in _KINDS.items()
         }
 
     def _made(self, sampler: Sampler) -> Iterator[dict[str, Tensor]]:
         return sampler.batches(sampler.codes(self._count, self._seed))
 
-    def _row(self, name: str, seen: Seen, sampler: Sampler | None) -> Row:
-        near = self.nearest_to(seen) if sampler else {}
+    def _row(self, name: str, seen: Seen, near: dict[str, Nearest], checkpoint: Path | None) -> Row:
         return Row(
             name=name,
-            checkpoint=str(sampler.checkpoint) if sampler else None,
-            step=int(sampler.checkpoint.name.removeprefix("step-")) if sampler else None,
+            checkpoint=checkpoint and str(checkpoint),
+            step=checkpoint and int(checkpoint.name.removeprefix("step-")),
             frechet=self._number(frechet_distance, [seen.features, self.reference.features]),
             inception=None
             if seen.logits is None
@@ -142,8 +151,7 @@ class Evaluation:
 
     def _number(self, statistic, samples: list[Tensor], cheap: bool = False) -> Number:
         resamples = max(SHARES_RESAMPLED, self._resamples) if cheap else self._resamples
-        interval = bootstrap(statistic, samples, resamples, self._seed)
-        return Number(statistic(*samples), interval.low, interval.high, interval.bias)
+        return bootstrap(statistic, samples, resamples, self._seed)
 
 
 def _ratio(seen: Seen, real: Seen, name: str) -> float:

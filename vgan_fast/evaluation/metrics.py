@@ -10,8 +10,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (samples, dimensions).
 
     Computed in fp64; see `frechet_of_gaussians`. Fewer samples than dimensions are compared with
-    each other instead of their covariances, which is faster and the same. The estimate is too large by an amount that falls
-    with the number of samples: compare distances at equal counts only.
+    each other instead of their covariances, which is faster and the same. The estimate
+    is too large by an amount that falls with the number of samples: compare distances at equal
+    counts only.
 
     Raises:
         ValueError: with fewer than two samples or unequal dimensions.

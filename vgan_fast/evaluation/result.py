@@ -45,12 +45,13 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Number:
-    """An estimate with its bootstrap interval of 95 %.
+    """An estimate, and where it would fall with other clips, with probability 0.95.
 
     Attributes:
         value: the estimate.
         low, high: the interval's ends.
-        bias: of the resampled estimates, taken out of the ends.
+        bias: how much larger than the estimate the resampled ones were in the mean; already taken
+            out of the ends.
     """
 
     value: float

@@ -1,34 +1,20 @@
 """How sure a number is, and which of two sets of clips looks more real to a detector."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from vgan_fast.evaluation.result import Number
 
 SHRINKAGE = 0.1  # of covariances towards their diagonals, for fewer clips than dimensions
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Where an estimate would fall with other clips, with probability 0.95.
-
-    Attributes:
-        low, high: its ends.
-        bias: how much larger than the estimate the resampled ones were in the mean; already taken
-            out of the ends.
-    """
-
-    low: float
-    high: float
-    bias: float
-
-
 def bootstrap(
     statistic: Callable[..., float], samples: list[Tensor], resamples: int, seed: int = 0
-) -> Interval:
-    """Centred bootstrap interval of `statistic(*samples)` over the rows of each sample.
+) -> Number:
+    """`statistic(*samples)` with its centred bootstrap interval over the rows of each sample.
 
     Rows are drawn with replacement, of each sample on its own. A resample holds repeated clips, so
     it has fewer distinct ones than the sample, and statistics that shrink with the count, such as
@@ -48,7 +34,7 @@ def bootstrap(
     bias = float(drawn.mean()) - estimate
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = drawn.quantile(tails).tolist()
-    return Interval(low - bias, high - bias, bias)
+    return Number(estimate, low - bias, high - bias, bias)
 
 
 class Realism:
