@@ -186,6 +186,9 @@ def _evaluate(
         from vgan_fast.evaluation.training import trained
 
         settings = {"data": data or "synthetic", "seed": seed, "device": device, "steps": steps}
+        decoded = decoded or compare / "frames"
+        if settings["data"] != "synthetic":  # Videos are decoded once for all.
+            settings["decoded"] = str(decoded)
         settings = {name: value for name, value in settings.items() if value is not None}
         named = trained(compare, preset or default_preset(device), settings)
         out = out or compare / "comparison.json"

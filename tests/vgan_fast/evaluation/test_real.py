@@ -39,9 +39,11 @@ def test_synthetic_clips_are_held_out_or_those_of_the_run(tmp_path):
     assert torch.equal(together(real, 66, 4), clips[66:])
     trained_on = RealClips(dataclasses.replace(SETTINGS, seed=3), "train", tmp_path)
     assert not trained_on.held_out
-    own = SyntheticClips(frames=4, size=16, batch_size=5, seed=3).next_batch()
-    got = (together(trained_on, 0, 5) + 1) * 127.5
-    torch.testing.assert_close(got, own.permute(0, 4, 1, 2, 3).float(), rtol=0, atol=1e-3)
+    for got, seed, split in ((real, 1000, "held-out"), (trained_on, 3, "train")):
+        source = SyntheticClips(frames=4, size=16, batch_size=5, seed=seed, split=split)
+        wanted = source.next_batch().permute(0, 4, 1, 2, 3).float()
+        frames = (together(got, 0, 5) + 1) * 127.5
+        torch.testing.assert_close(frames, wanted, rtol=0, atol=1e-3)
 
 
 def test_every_clip_of_files_comes_once_and_unvaried(shard, tmp_path):
