@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks.machine import describe
 from vgan_fast.device import find_device
 from vgan_fast.errors import UserError
+from vgan_fast.evaluation.metrics import motion_energy
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.metrics import motion_energy
 from vgan_fast.networks import build_generator
 from vgan_fast.pictures import as_frames, film_strip, write_picture
 from vgan_fast.sampling import Sampler, sample_streams

@@ -6,9 +6,9 @@ Each run is `python -m vgan_fast.train --preset short --steps … --seed …` in
 finished run in the folder is measured again, not trained again. Prints a table, and writes it and a
 film strip of each seed to --results.
 
-The Fréchet distances are on `vgan_fast.metrics.RandomExtractor`, against 2,048 held-out clips:
-the samples', and for scale those of other real clips, of real clips frozen at their first frame,
-and of the generator before training.
+The Fréchet distances are on `vgan_fast.evaluation.detectors.RandomExtractor`, against 2,048
+held-out clips: the samples', and for scale those of other real clips, of real clips frozen at their
+first frame, and of the generator before training.
 """
 
 import argparse
@@ -26,15 +26,10 @@ from torch import Tensor
 from benchmarks.machine import describe
 from vgan_fast.checkpoint import find_checkpoint
 from vgan_fast.errors import UserError
+from vgan_fast.evaluation.detectors import RandomExtractor, features
+from vgan_fast.evaluation.metrics import frechet_distance, mask_auc, motion_energy
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.metrics import (
-    RandomExtractor,
-    features,
-    frechet_distance,
-    mask_auc,
-    motion_energy,
-)
 from vgan_fast.networks import build_generator
 from vgan_fast.pictures import as_frames, film_strip, write_picture
 from vgan_fast.sampling import load_generator, sample_streams

@@ -3,10 +3,11 @@
     python -m benchmarks.time_to_quality --out FOLDER [--seed 0 --seed 1] [options of training]
 
 Good is a Fréchet distance of a twentieth of the untrained generator's, both to 1,024 held-out
-synthetic clips on `vgan_fast.metrics.RandomExtractor`. The clock runs while batches are made and
-trained on and stands still while the samples are judged, every `--every` steps. A run that does not
-get there within `--steps` is reported so. Runs that FOLDER/time_to_quality.json holds already, with
-the same settings, are not run again: remove the file where the machine or the code is another.
+synthetic clips on `vgan_fast.evaluation.detectors.RandomExtractor`. The clock runs while batches
+are made and trained on and stands still while the samples are judged, every `--every` steps. A run
+that does not get there within `--steps` is reported so. Runs that FOLDER/time_to_quality.json holds
+already, with the same settings, are not run again: remove the file where the machine or the code is
+another.
 """
 
 import dataclasses
@@ -23,10 +24,11 @@ from benchmarks.machine import describe
 from benchmarks.synthetic_quality import HELD_OUT_SEED, real_clips, sampled
 from vgan_fast.cli import Program, options_of
 from vgan_fast.device import configure, default_preset, resolved
+from vgan_fast.evaluation.detectors import RandomExtractor, features
+from vgan_fast.evaluation.metrics import frechet_distance
 from vgan_fast.files import written_whole
 from vgan_fast.gan_step import GANStep
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.metrics import RandomExtractor, features, frechet_distance
 from vgan_fast.sampling import with_own_statistics
 from vgan_fast.settings import PRESETS, Settings
 

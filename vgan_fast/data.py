@@ -10,7 +10,9 @@ from vgan_fast.trainer import ClipSource
 # Loaders of files are imported where they are used: synthetic clips need none of their libraries.
 
 
-def open_data(settings: Settings, run: Path, position: int = 0) -> ClipSource:
+def open_data(
+    settings: Settings, run: Path, position: int = 0, batch_size: int | None = None
+) -> ClipSource:
     """The loader of `settings.data`, after `position` batches.
 
     Args:
@@ -18,6 +20,7 @@ def open_data(settings: Settings, run: Path, position: int = 0) -> ClipSource:
         run: folder of the run; decoded videos go into its `frames` unless `settings.decoded` says
             otherwise.
         position: number of batches to pass over.
+        batch_size: clips in a batch, where not those of the settings.
 
     Raises:
         UserError: when the data cannot be used.
@@ -25,7 +28,7 @@ def open_data(settings: Settings, run: Path, position: int = 0) -> ClipSource:
     common = {
         "frames": settings.frames,
         "size": settings.size,
-        "batch_size": settings.batch_size,
+        "batch_size": batch_size or settings.batch_size,
         "seed": settings.seed,
         "device": torch.device(settings.device),
         "position": position,

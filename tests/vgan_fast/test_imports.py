@@ -15,7 +15,7 @@ import vgan_fast, vgan_fast.kernels, vgan_fast.loaders
 assert "torch" not in sys.modules
 import vgan_fast.train, vgan_fast.loaders.inspect
 assert "torch" not in sys.modules  # Decoding processes import it anew.
-import vgan_fast.generate, vgan_fast.metrics, vgan_fast.gan_step
+import vgan_fast.generate, vgan_fast.evaluation.metrics, vgan_fast.gan_step
 import torch
 assert not torch.cuda.is_initialized()
 """

@@ -9,9 +9,10 @@ import torch
 
 from vgan_fast.checkpoint import find_checkpoint
 from vgan_fast.device import resolved
+from vgan_fast.evaluation.detectors import RandomExtractor, features
+from vgan_fast.evaluation.metrics import frechet_distance, mask_auc
 from vgan_fast.kernels.frames import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.metrics import RandomExtractor, features, frechet_distance, mask_auc
 from vgan_fast.networks import build_generator
 from vgan_fast.sampling import draw_latents, load_generator, sample_streams
 from vgan_fast.settings import Settings

@@ -5,6 +5,7 @@ import torch
 
 from vgan_fast.checkpoint import save_checkpoint
 from vgan_fast.errors import UserError
+from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.networks import build_generator
 from vgan_fast.settings import Settings
 from vgan_fast.study.clips import Clips
@@ -81,6 +82,9 @@ def test_the_same_seed_gives_the_same_clips_and_places_differ():
     assert np.array_equal(one.clips, same.clips)
     assert not np.array_equal(one.clips, other.clips)
     assert one.clips.shape == (3, 32, 64, 64, 3)
+    # Clips that no run has trained on.
+    held_out = SyntheticClips(frames=32, size=64, batch_size=3, seed=3, split="held-out")
+    assert np.array_equal(one.clips, held_out.next_batch().numpy())
 
 
 def test_files_are_cut_as_the_runs_were_trained(tmp_path, videos):

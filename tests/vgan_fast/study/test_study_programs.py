@@ -155,11 +155,11 @@ def test_a_place_that_is_taken_is_one_line(tmp_path):
         f"error: --host 127.0.0.1 --port {port}: cannot be listened at (address already in use);"
         " choose another\n"
     )
-    nowhere = subprocess.run(
-        [*command, "--host", "no.such.invalid"], capture_output=True, text=True
-    )
-    assert nowhere.returncode == 2
-    assert nowhere.stderr.startswith("error: --host no.such.invalid --port 8000: cannot be")
+    for host in ("no.such.invalid", "a..b"):
+        nowhere = subprocess.run([*command, "--host", host], capture_output=True, text=True)
+        assert nowhere.returncode == 2
+        assert nowhere.stderr.startswith(f"error: --host {host} --port 8000: cannot be")
+        assert nowhere.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

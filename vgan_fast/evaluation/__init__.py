@@ -1,0 +1,1 @@
+"""How good samples are: detectors, distances, comparisons, and the protocol of each number."""
