@@ -33,6 +33,7 @@ setup(
         *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),
         "vgan_fast.loaders",
         "vgan_fast.loaders.preparation",
+        "vgan_fast.transfer",
     ],
     package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
     package_data={

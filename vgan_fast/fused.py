@@ -108,12 +108,15 @@ class Discriminator(models.Discriminator):
 
     Args:
         shape: sizes of clip and networks.
-        outputs: 1 or 2.
+        outputs: 1, 2 or the number of classes.
+        dropout: share of what the last layer takes that is zeroed in training.
         impl: which implementation the ops use.
     """
 
-    def __init__(self, shape: ClipShape, outputs: int = 1, impl: Impl = "auto"):
-        super().__init__(shape, outputs)
+    def __init__(
+        self, shape: ClipShape, outputs: int = 1, dropout: float = 0.0, impl: Impl = "auto"
+    ):
+        super().__init__(shape, outputs, dropout)
         self.impl = impl
         _store_as_multiplied(self)
 
@@ -140,6 +143,7 @@ class Discriminator(models.Discriminator):
         run = _Pass([*middle[::3], last], cells, self.impl, groups, others=[last.bias])
         x = run.downsample(cells, first, middle[::3], middle[1::3])
         run.track()
+        x = F.dropout(x, self.dropout, self.training)
         # A kernel as large as its input: one product.
         packed = _flat(run.packed[last]).T, *run.copies
         return project(_flat(x), _flat(last.weight).T, last.bias, *packed)
