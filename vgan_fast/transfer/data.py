@@ -33,12 +33,14 @@ class LabelledClips:
         labels: int64 (V,), places in `classes`.
         classes: their names.
         names: what a person calls each video.
+        in_shards: whether some are clips of shards, which do not tell whose they are.
     """
 
     clips: Tensor
     labels: np.ndarray
     classes: list[str]
     names: list[str]
+    in_shards: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ def read_videos(data: Path, settings: Settings, clips: int, decoded: Path) -> La
     if not whole.all():
         frames = frames[torch.from_numpy(whole)]
     labels = np.array([loader.classes.index(file.label) for file in files], np.int64)
-    return LabelledClips(frames, labels, loader.classes, [str(file.source) for file in files])
+    names = [str(file.source) for file in files]
+    in_shards = any(source.kind in ("tar", "npy") for source in found.sources)
+    return LabelledClips(frames, labels, loader.classes, names, in_shards)
 
 
 def synthetic_experiment(settings: Settings, train: int, test: int) -> Experiment:
@@ -208,8 +212,14 @@ def drawn_test(videos: LabelledClips, share: float) -> Experiment:
     """Hold `share` of each class's videos back to test, at least one, others for each seed.
 
     Raises:
-        UserError: when a class has fewer than two videos.
+        UserError: when a class has fewer than two videos, or some clips are those of shards, of
+            which several may be of one video.
     """
+    if videos.in_shards:
+        raise UserError(
+            "--data: several clips in shards may be of one video, which must not train and test; "
+            "name other videos with --test"
+        )
     _refuse_empty(videos.classes, videos.labels, 2, "to divide: one trains and one tests")
 
     def divide(seed: int) -> tuple[np.ndarray, np.ndarray]:
