@@ -12,6 +12,8 @@ from vgan_fast.errors import UserError
 from vgan_fast.loaders.augment import Augmentation
 from vgan_fast.shape import ClipShape
 
+SYNTHETIC = ("synthetic", "synthetic-motions")  # sets that are drawn, not read
+
 
 def _option(default, help: str):
     return field(default=default, metadata={"help": help})
@@ -28,7 +30,7 @@ class Settings:
     data: str = _option(
         "synthetic",
         "videos, frame images, strips, WebDataset or .npy shards: a folder, a list or one file; or "
-        "'synthetic'",
+        "'synthetic', or 'synthetic-motions', whose classes are motions",
     )
     model: Literal["two-stream", "one-stream", "future", "autoencoder"] = _option(
         "two-stream",
@@ -136,7 +138,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1000:
                 raise UserError(f"{_flag(name)} {value}: must lie between 1 and 1000")
-        if self.data == "synthetic":
+        if self.data in SYNTHETIC:
             for name in _OF_FILES:
                 if getattr(self, name) != getattr(type(self), name):
                     raise UserError(f"{_flag(name)} is for files: name some with --data")
