@@ -40,11 +40,8 @@ setup(
         *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),
         "vgan_fast.loaders",
         "vgan_fast.loaders.preparation",
-<<<<<<< HEAD
         "vgan_fast.study",
-=======
         "vgan_fast.transfer",
->>>>>>> h-classify
     ],
     package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
     package_data={
