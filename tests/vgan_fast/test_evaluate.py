@@ -145,7 +145,7 @@ def test_few_files_lower_the_count_and_are_said_to_be_trained_on(runs, tmp_path,
     assert run(evaluate.main, runs[0], *FEW, "--data", tmp_path / "set", "--out", out) == 0
     said = capsys.readouterr().out
     assert "only 9 real clips: sets of 4, not 6" in said
-    assert "those trained on: the data hold none out" in said
+    assert "none held out from training" in said
     protocol = Result.load(out).protocol
     assert (protocol.count, protocol.split, protocol.held_out) == (4, "train", False)
     np.save(tmp_path / "set" / "clips.npy", noise[:3])

@@ -63,7 +63,7 @@ def as_tables(result: Result) -> str:
 
 def described(protocol: Protocol) -> str:
     """The protocol in a sentence."""
-    which = "held out" if protocol.held_out else "those trained on: the data hold none out"
+    which = "held out" if protocol.held_out else "none held out from training"
     resized = f", frames scaled to {protocol.resize}" if protocol.resize else ""
     return (
         f"Protocol: {protocol.data} (fingerprint {protocol.fingerprint[:12]}), split "
