@@ -145,13 +145,13 @@ def test_few_files_lower_the_count_and_are_said_to_be_trained_on(runs, tmp_path,
     assert run(evaluate.main, runs[0], *FEW, "--data", tmp_path / "set", "--out", out) == 0
     said = capsys.readouterr().out
     assert "only 9 real clips: sets of 4, not 6" in said
-    assert "those trained on: the data hold none out" in said
+    assert "none held out from training" in said
     protocol = Result.load(out).protocol
     assert (protocol.count, protocol.split, protocol.held_out) == (4, "train", False)
     np.save(tmp_path / "set" / "clips.npy", noise[:3])
     out.unlink()
     assert run(evaluate.main, runs[0], *FEW, "--data", tmp_path / "set", "--out", out) == 2
-    assert "3 clips in split train; a distance needs 4" in capsys.readouterr().err
+    assert "3 clips in split train; 8 are needed" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -174,7 +174,7 @@ BAD = {
     "no data": (["RUN", "--data", "absent"], "absent"),
     "mixed": (["RUN", "FILE"], "stored results only"),
     "no result": (["FILE"], "is no result"),
-    "count": (["RUN", "--count", 1], "--count"),
+    "count": (["RUN", "--count", 3], "--count"),
 }
 
 

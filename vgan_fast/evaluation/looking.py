@@ -21,7 +21,7 @@ class Seen:
         features: (N, D) fp64.
         logits: (N, C) fp64, None where the detector has no classes.
         miniatures: (N, 3 * 8 * 16 * 16) fp32 in [-1, 1], the clips scaled down.
-        shown: the first clips, (few, 3, T, H, W) fp32 in [-1, 1].
+        shown: the first clips, for pictures: uint8 (few, 3, T, H, W), a quarter of their memory.
         statistics: "motion" (mean squared difference of consecutive frames), "flicker" (share of
             the energy over time above half the Nyquist frequency); of clips with a mask also "mask
             mean", "mask < 0.3" (share of its pixels) and "mask AUC".
@@ -32,6 +32,10 @@ class Seen:
     miniatures: Tensor
     shown: Tensor
     statistics: dict[str, float]
+
+    def clips(self, numbers: Tensor | slice) -> Tensor:
+        """Some of the clips shown, (n, 3, T, H, W) fp32 in [-1, 1]."""
+        return self.shown[numbers] / 127.5 - 1
 
 
 def look(batches: Iterable[dict[str, Tensor]], detector: Detector, shown: int = 8) -> Seen:
@@ -50,7 +54,8 @@ def look(batches: Iterable[dict[str, Tensor]], detector: Detector, shown: int = 
             logits.append(of_classes)
         miniatures.append(miniature(clips).cpu())
         if count < shown:
-            kept.append(clips[: shown - count].float().cpu().clone())
+            frames = (clips[: shown - count].float().clamp(-1, 1) + 1) * 127.5
+            kept.append(frames.round().to(torch.uint8).cpu())
         for name, value in _statistics(streams).items():
             sums[name] = sums.get(name, 0.0) + value * len(clips)
         count += len(clips)

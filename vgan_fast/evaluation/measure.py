@@ -18,6 +18,7 @@ from vgan_fast.evaluation.statistics import Realism, bootstrap, preference
 from vgan_fast.sampling import Sampler
 
 REAL = "real"
+LEAST = 4  # clips of a set: two to fit densities to, two that say what is usual
 _KINDS = {"features": "features", "pixels": "miniatures"}  # that clips are near by
 SHARES_RESAMPLED = 1000  # at least, of preferences and scores, which cost next to nothing
 
@@ -42,7 +43,7 @@ class Evaluation:
         shortened: whether `count` was lowered for lack of real clips.
 
     Raises:
-        UserError: when there are fewer than four real clips.
+        UserError: when there are fewer than eight real clips.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class Evaluation:
         resamples: int,
     ):
         available = count if math.isinf(real.count) else int(real.count) // 2
-        if available < 2:
+        if available < LEAST:
             raise UserError(
-                f"--data {data}: {real.count} clips in split {real.split}; a distance needs 4: two "
-                "for reference and two beside them"
+                f"--data {data}: {real.count} clips in split {real.split}; {2 * LEAST} are "
+                "needed: half of them for reference, half to set beside them"
             )
         self.shortened = available < count
         self._count = count = min(count, available)

@@ -63,7 +63,7 @@ def as_tables(result: Result) -> str:
 
 def described(protocol: Protocol) -> str:
     """The protocol in a sentence."""
-    which = "held out" if protocol.held_out else "those trained on: the data hold none out"
+    which = "held out" if protocol.held_out else "none held out from training"
     resized = f", frames scaled to {protocol.resize}" if protocol.resize else ""
     return (
         f"Protocol: {protocol.data} (fingerprint {protocol.fingerprint[:12]}), split "
@@ -73,19 +73,19 @@ def described(protocol: Protocol) -> str:
     )
 
 
-def side_by_side(clips: dict[str, Tensor], each: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def side_by_side(clips: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """A film strip (H, W, 3) and an animation (T, H, W, 3), uint8, of named clips.
 
     Args:
         clips: (N, 3, T, H, W) in [-1, 1] by name: rows of the strip, columns of the animation.
-        each: clips of each in the strip; the animation shows twice as many.
+            The strip has half of them.
     """
-    strip = film_strip(as_frames(torch.cat([of[:each] for of in clips.values()])))
+    strip = film_strip(as_frames(torch.cat([of[: -(-len(of) // 2)] for of in clips.values()])))
     rows = (len(strip) - 2) // len(clips)
     page = np.full((len(strip), strip.shape[1] + MARGIN, 3), 255, np.uint8)
     page[:, MARGIN:] = strip
     places = [(4, 2 + i * rows + rows // 2 - 8) for i in range(len(clips))]
-    moving = stream_rows(clips, min(2 * each, *(len(of) for of in clips.values())))
+    moving = stream_rows(clips, len(next(iter(clips.values()))))
     columns = (moving.shape[2] - 2) // len(clips)
     heading = np.full((NAMED, moving.shape[2], 3), 255, np.uint8)
     heading = _written(heading, list(clips), [(4 + i * columns, 4) for i in range(len(clips))])
@@ -110,8 +110,9 @@ def _notes(result: Result) -> list[str]:
         "the floor: as many other real clips, against the same reference."
     )
     meaning = (
-        "More real is a higher density under a Gaussian (covariance shrunk by a tenth towards its "
-        "diagonal) of the detector's features of the reference clips; it is no human judgement."
+        "More real: the log density under a Gaussian of the detector's features (fitted to half of "
+        "the reference clips, covariance shrunk by a tenth towards its diagonal) is nearer to the "
+        "median of the other half. It is no human judgement."
     )
     return [intervals, *([meaning] if result.preferences else [])]
 

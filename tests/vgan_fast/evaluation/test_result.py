@@ -105,4 +105,4 @@ def test_tables_label_numbers_and_keep_people_s_apart():
     assert "to people, %, of other data (paper, Table 1)" in text
     assert "| two-stream over real | 25.0 [20.0, 30.0] | 18 |" in text
     held = dataclasses.replace(PROTOCOL, held_out=False, split="train")
-    assert "those trained on: the data hold none out" in as_tables(result(protocol=held))
+    assert "none held out from training" in as_tables(result(protocol=held))

@@ -41,21 +41,33 @@ def test_preference_against_counting_pairs():
     assert preference(a + 10, b) == 1
 
 
-def test_realism_is_the_log_density_of_the_shrunken_gaussian():
-    real = torch.randn(200, 3).double() @ torch.tensor([[1.0, 2, 0], [0, 1, 0], [0, 0, 5]]).double()
-    covariance = np.cov(real.numpy().T)
+def test_density_is_that_of_the_shrunken_gaussian():
+    real = torch.randn(400, 3).double() @ torch.tensor([[1.0, 2, 0], [0, 1, 0], [0, 0, 5]]).double()
+    fitted = real[::2].numpy()
+    covariance = np.cov(fitted.T)
     covariance = 0.9 * covariance + 0.1 * np.diag(np.diag(covariance))
     features = torch.randn(7, 3).double()
-    expected = stats.multivariate_normal(real.mean(0).numpy(), covariance).logpdf(features.numpy())
-    got = Realism(real)(features).numpy()
+    expected = stats.multivariate_normal(fitted.mean(0), covariance).logpdf(features.numpy())
+    got = Realism(real).log_density(features).numpy()
     np.testing.assert_allclose(got - got[0], expected - expected[0], rtol=1e-4, atol=1e-4)
 
 
-def test_realism_of_fewer_clips_than_features_and_of_constant_ones():
-    real = torch.cat([torch.randn(10, 40), torch.zeros(10, 1)], dim=1).double()
+def test_density_of_fewer_clips_than_features_and_of_constant_ones():
+    real = torch.cat([torch.randn(20, 40), torch.zeros(20, 1)], dim=1).double()
     realism = Realism(real)
     other = torch.cat([torch.randn(10, 40), torch.zeros(10, 1)], dim=1).double()
     moved = other.clone()
     moved[:, -1] = 0.1
     assert torch.isfinite(realism(other)).all()
-    assert (realism(moved) < realism(other)).all()
+    assert (realism.log_density(moved) < realism.log_density(other)).all()
+
+
+def test_neither_what_is_far_nor_what_is_blurred_to_the_mean_looks_real():
+    realism = Realism(torch.randn(800, 30).double() + 3)
+    other = torch.randn(800, 30).double()
+    real, far, blurred = realism(other + 3), realism(2 * other + 3), realism(0.3 * other + 3)
+    assert preference(far, real) < 0.05
+    assert preference(blurred, real) < 0.05
+    assert preference(realism(torch.randn(800, 30).double() + 3), real) == pytest.approx(
+        0.5, abs=0.05
+    )
