@@ -24,7 +24,7 @@ CLASSES = (
     "sideways-to-and-fro",
     "up-and-down",
 )
-OBJECTS = 2  # in every clip, both of its class, each with its own speed and place
+OBJECTS = 4  # in every clip, all of its class, each with its own speed and place
 _EACH = 9  # uniform numbers of an object
 
 
