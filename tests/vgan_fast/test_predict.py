@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgan_fast import generate, predict, train
+from vgan_fast import generate, predict, sampling, train
 from vgan_fast.pictures import GAP, SHOWN, with_colours_of
 
 TINY = ["--frames", 4, "--size", 16, "--width", 4, "--latent", 8, "--batch-size", 4]
@@ -49,7 +49,8 @@ def predicted(trained, *arguments, model="future"):
     return run(predict, "--checkpoint", trained / model, "--device", "cpu", *arguments)
 
 
-def test_beside_each_prediction_stands_its_input(trained, images, tmp_path):
+def test_beside_each_prediction_stands_its_input(trained, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "BATCH", 2)  # of three
     out = tmp_path / "futures"
     assert predicted(trained, "--image", images, "--out", out, "--each", "png") == 0
     assert sorted(p.name for p in out.iterdir()) == ["10.png", "9-2.png", "9.png"]
