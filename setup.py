@@ -18,6 +18,12 @@ EXPERIMENTS = [
     "matplotlib>=3.9,<4",
 ]
 
+STUDY = [
+    "flask>=3.0,<4",
+    "waitress>=3.0,<4",
+    "scipy>=1.15,<2",
+]
+
 setup(
     name="vgan_fast",
     version="0.1.0",
@@ -34,11 +40,14 @@ setup(
         *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),
         "vgan_fast.loaders",
         "vgan_fast.loaders.preparation",
+        "vgan_fast.study",
+        "vgan_fast.transfer",
     ],
     package_dir={"vgan_fast.kernels": "kernels", "vgan_fast.loaders": "loaders"},
     package_data={
         "vgan_fast": ["py.typed"],
         "vgan_fast.loaders.preparation": ["report.html.j2"],
+        "vgan_fast.study": ["page/*"],
     },
     install_requires=[
         "torch>=2.11,<2.14",
@@ -64,10 +73,12 @@ setup(
         "bench": BENCH,
         "experiments": EXPERIMENTS,
         "ray": ["ray>=2.40,<3"],
+        "study": STUDY,
         "test": [
             *BENCH,
             *EXPERIMENTS,
-            "scipy>=1.13,<2",
+            *STUDY,
+            "playwright>=1.50,<2",
             "onnx>=1.18,<2",
             "ruff>=0.12,<1",
         ],

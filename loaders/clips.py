@@ -18,7 +18,7 @@ from .augment import Augmentation
 from .batches import Batches, Gathered, Stacked, Streamed, Varied
 from .cache import decode_videos
 from .clip_set import ClipSet, FrameSet, Job, Start, StripSet
-from .epochs import Epochs, Sample
+from .epochs import Epochs, Sample, Spread
 from .feed import Feed
 from .frames import Frames
 from .resident import Cache, Resident, choose_place
@@ -43,6 +43,7 @@ def open_clips(
     fps: float | None = None,
     stride: int = 1,
     start: Start = "random",
+    spread: int | None = None,
     augmentation: Augmentation | None = None,
     cache: Cache = "auto",
     position: int = 0,
@@ -76,6 +77,8 @@ def open_clips(
         stride: frames of the file from one frame of a clip to the next.
         start: "random", anywhere in the file, or "fixed", one clip after the other from its
             beginning.
+        spread: in place of random clips this many of each file, evenly from its beginning to its
+            end, in the files' order; the epoch's last batch is filled up from the first files.
         augmentation: what varies from clip to clip; None is nothing.
         cache: "gpu" or "host" keeps every frame in that memory as a square of the size needed;
             "auto" does, GPU first, where that takes at most half of what is free; "none" reads
@@ -100,6 +103,7 @@ def open_clips(
         ("--seed", seed, 0),
         ("--min-frames", min_frames, 1),
         ("--stride", stride, 1),
+        ("spread", 1 if spread is None else spread, 1),
         ("--workers", workers, 1),
         ("position", position, 0),
     ):
@@ -159,7 +163,10 @@ def open_clips(
         clips = StripSet(usable, encoded=device.type == "cuda", **cut)
     else:
         clips = FrameSet(usable, **cut)
-    epochs = Epochs(clips.windows, batch_size, seed, rank, ranks)
+    if spread is None:
+        epochs = Epochs(clips.windows, batch_size, seed, rank, ranks)
+    else:
+        epochs = Spread(len(usable), spread, batch_size)
     place = choose_place(cache, clips, side, device, ranks)
     batches = _prepare(
         clips,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,30 @@ class Sample:
     window: int  # which of the file's clips in a row it is; a random start ignores it
     place: float  # in [0, 1): where among the possible starts a random start lies
     draws: np.ndarray  # float64 (DRAWS,) in [0, 1): what augmentation makes its parameters of
+
+
+class Spread:
+    """Endless epochs of every file's clips in order, spread evenly over the file, to look at all.
+
+    Sample number i is clip i mod `clips` of file i div `clips`: the first of a file starts at its
+    beginning, the last ends at its end, and a single one begins halfway. The last batch of an
+    epoch is filled up with the first samples.
+    """
+
+    def __init__(self, files: int, clips: int, batch_size: int):
+        self._samples, self._clips, self._size = files * clips, clips, batch_size
+        self.batches = -(-self._samples // batch_size)
+
+    def batch(self, number: int) -> list[Sample]:
+        """Return the samples of the batch of that number, counted from 0."""
+        first = number % self.batches * self._size
+        return [self._sample(i % self._samples) for i in range(first, first + self._size)]
+
+    def _sample(self, number: int) -> Sample:
+        file, clip = divmod(number, self._clips)
+        place = clip / (self._clips - 1) if self._clips > 1 else 0.5
+        # Places are below 1, where a random start would be just behind the last that fits.
+        return Sample(file, clip, min(place, math.nextafter(1, 0)), np.full(DRAWS, 0.5))
 
 
 class Epochs:

@@ -12,7 +12,7 @@ import click
 
 from vgan_fast.cli import Program, options_of
 from vgan_fast.errors import UserError
-from vgan_fast.settings import PRESETS, Settings
+from vgan_fast.settings import PRESETS, SYNTHETIC, Settings
 
 # PyTorch and DALI are imported where they are used: processes that decode videos run this file's
 # top once more.
@@ -60,7 +60,7 @@ def main(data: str, preset: str | None, out: Path, batches: int, **given) -> int
         raise UserError(
             f"--out {out}: lies in {data} and would be taken for a strip; choose another"
         )
-    if data == "synthetic":
+    if data in SYNTHETIC:
         raise UserError("synthetic clips are no files; name some")
     # A cache would be filled for a handful of clips.
     given = {

@@ -70,7 +70,7 @@ class SyntheticClips:
         draws = self._draws(self.position * self.batch_size)
         self.position += 1
         scenery, movers = draws.split([3 + 6 * WAVES, DRAWS - (3 + 6 * WAVES)], dim=1)
-        return _compose(_background(scenery, self.size), *_objects(movers, self.frames, self.size))
+        return compose(background(scenery, self.size), *_objects(movers, self.frames, self.size))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -81,7 +81,7 @@ class SyntheticClips:
         return torch.from_numpy(uniform).to(self.device)
 
 
-def _background(u: Tensor, size: int) -> Tensor:
+def background(u: Tensor, size: int) -> Tensor:
     """Colour plus plane waves, fp32 (N, 3, H, W) in [0, 1], from uniform numbers (N, 3 + 6 waves).
 
     Phases are taken in float64, so that the rounded pixel does not depend on the batch around it.
@@ -109,8 +109,7 @@ def _objects(u: Tensor, frames: int, size: int) -> tuple[Tensor, Tensor]:
     present = torch.arange(OBJECTS, device=u.device) < 1 + torch.floor(count * OBJECTS)
     radius = 0.1 + 0.1 * u[..., 0]
     travel, heading = 0.4 + 0.8 * u[..., 1], 2 * math.pi * u[..., 2]
-    colour = torch.where(u[..., 3:6] < 0.5, 0.3 * u[..., 3:6], 1 - 0.3 * (1 - u[..., 3:6]))
-    power = torch.where(u[..., 6] < 0.5, 8.0, 2.0).to(u.dtype)
+    colour, power = looks(u[..., 3:7])
     time = torch.arange(frames, dtype=u.dtype, device=u.device) / frames
 
     def path(start: Tensor, velocity: Tensor) -> Tensor:
@@ -120,19 +119,46 @@ def _objects(u: Tensor, frames: int, size: int) -> tuple[Tensor, Tensor]:
 
     centre_x = path(u[..., 7], travel * torch.cos(heading))
     centre_y = path(u[..., 8], travel * torch.sin(heading))
-    at = (torch.arange(size, dtype=u.dtype, device=u.device) + 0.5) / size
+    covers = outline(centre_x, centre_y, radius, power, size)
+    return covers.mul_(present[..., None, None, None]), colour.float()
+
+
+def looks(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Colour (..., 3) near the corners of the cube [0, 1]^3, and power, 2 or 8, from (..., 4)."""
+    colour = torch.where(u[..., :3] < 0.5, 0.3 * u[..., :3], 1 - 0.3 * (1 - u[..., :3]))
+    return colour, torch.where(u[..., 3] < 0.5, 8.0, 2.0).to(u.dtype)
+
+
+def outline(
+    centre_x: Tensor,
+    centre_y: Tensor,
+    radius: Tensor,
+    power: Tensor,
+    size: int,
+    wrapped: bool = False,
+) -> Tensor:
+    """Covers fp32 (N, objects, T, H, W) in [0, 1] of superellipses |dx / r|^p + |dy / r|^p <= 1.
+
+    Args:
+        centre_x, centre_y: (N, objects, T), in picture widths.
+        radius, power: r and p, (N, objects).
+        size: H and W.
+        wrapped: whether what leaves at one border enters at the opposite one; 2 r <= 1 then.
+    """
+    at = (torch.arange(size, dtype=radius.dtype, device=radius.device) + 0.5) / size
     radius, power = radius[..., None, None], power[..., None, None]
-    across = ((at - centre_x[..., None]) / radius).abs() ** power  # (N, objects, T, W)
-    down = ((at - centre_y[..., None]) / radius).abs() ** power  # (N, objects, T, H)
+    across, down = at - centre_x[..., None], at - centre_y[..., None]
+    if wrapped:
+        across, down = ((off + 0.5).remainder(1) - 0.5 for off in (across, down))
+    across = (across / radius).abs() ** power  # (N, objects, T, W)
+    down = (down / radius).abs() ** power  # (N, objects, T, H)
     # The border is one pixel wide where it crosses the axes.
     slope = radius * size / power
     across, down = (slope * across).float(), (0.5 + slope * (1 - down)).float()
-    covers = down[..., :, None] - across[..., None, :]
-    covers = covers.clamp_(0, 1).mul_(present[..., None, None, None])
-    return covers, colour.float()
+    return (down[..., :, None] - across[..., None, :]).clamp_(0, 1)
 
 
-def _compose(background: Tensor, covers: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+def compose(background: Tensor, covers: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
     """Later objects hide earlier ones; uint8 (N, T, H, W, 3) and the joint cover (N, T, H, W).
 
     `covers` is overwritten by the share of each pixel that its object is seen in.

@@ -12,8 +12,8 @@ import click
 from vgan_fast.errors import UserError
 
 
-class Program(click.Command):
-    """A command that reports bad input or lack of memory as one line on stderr, with status 2."""
+class _InOneLine:
+    """Makes a click command report bad input or lack of memory in one line on stderr, status 2."""
 
     def main(self, *args, **kwargs):
         """Run; see `click.Command.main`."""
@@ -37,9 +37,18 @@ class Program(click.Command):
             lacking = ("out of memory", "allocate memory", "enough memory")
             if not isinstance(error, MemoryError) and not any(s in str(error) for s in lacking):
                 raise
-            print("error: out of memory: lower --batch-size, --width or --size", file=sys.stderr)
+            options = "--batch-size, --count, --width or --size"
+            print(f"error: out of memory: lower {options}", file=sys.stderr)
             status = 2
         sys.exit(status)
+
+
+class Program(_InOneLine, click.Command):
+    """A command that reports bad input or lack of memory as one line on stderr, with status 2."""
+
+
+class Programs(_InOneLine, click.Group):
+    """A group of commands that report as a `Program` does."""
 
 
 def _unless_reported(failure: threading.ExceptHookArgs) -> None:

@@ -80,8 +80,8 @@ class FutureGenerator(_TwoStreams, models.FutureGenerator):
 class Discriminator(models.Discriminator):
     """See `models.Discriminator`."""
 
-    def __init__(self, shape: ClipShape, outputs: int = 1):
-        super().__init__(shape, outputs)
+    def __init__(self, shape: ClipShape, outputs: int = 1, dropout: float = 0.0):
+        super().__init__(shape, outputs, dropout)
         models.store_channels_last(self)
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -91,6 +91,7 @@ class Discriminator(models.Discriminator):
         x = F.leaky_relu(_FromPixels.apply(x, *_parameters(first, x)), LEAK, inplace=True)
         for convolution, norm in zip(middle[::3], middle[1::3], strict=True):
             x = F.leaky_relu(norm(_convolve(convolution, x)), LEAK, inplace=True)
+        x = F.dropout(x, self.dropout, self.training)
         # A kernel as large as its input: one product.
         weight, bias = _parameters(last, x)
         return torch.addmm(bias, _flat(x), _flat(weight).T)

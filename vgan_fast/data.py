@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vgan_fast.settings import Settings
+from vgan_fast.settings import SYNTHETIC, Settings
 from vgan_fast.trainer import ClipSource
 
 # Loaders of files are imported where they are used: synthetic clips need none of their libraries.
@@ -37,6 +37,10 @@ def open_data(
         from vgan_fast.loaders.synthetic import SyntheticClips
 
         return SyntheticClips(**common)
+    if settings.data == "synthetic-motions":
+        from vgan_fast.loaders.synthetic_motions import SyntheticMotions
+
+        return SyntheticMotions(**common)
     from vgan_fast.loaders.clips import open_clips
 
     return open_clips(
@@ -59,8 +63,8 @@ def describe_data(settings: Settings, run: Path) -> str:
     Raises:
         UserError: when there are none that can be used.
     """
-    if settings.data == "synthetic":
-        return "data: synthetic clips"
+    if settings.data in SYNTHETIC:
+        return f"data: {settings.data.replace('-', ' ')}, drawn as they are needed"
     from vgan_fast.loaders.search import find_sources
 
     found = find_sources(Path(settings.data), _decoded(settings, run))

@@ -12,23 +12,26 @@ from vgan_fast.errors import UserError
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
+def written_whole(
+    path: Path, folder: bool = False, remedy: str = "choose another --out"
+) -> Iterator[Path]:
     """Give a temporary path beside `path` and rename it there when the block succeeds.
 
     Args:
         path: where the file (or, with `folder`, the folder) shall be; its parent is made.
         folder: make and rename a folder; `path` must not hold one already.
+        remedy: what to do where `path` cannot be written.
 
     Raises:
         UserError: when the disk is full or the place cannot be written to; nothing is left behind.
     """
-    with explained(path):
+    with explained(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renaming is only atomic within one file system, so the temporary lies beside its target.
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     part = scratch / path.name
     try:
-        with explained(path):
+        with explained(path, remedy):
             if folder:
                 part.mkdir()
             yield part
@@ -47,7 +50,7 @@ def remove_unfinished(folder: Path, pattern: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, remedy: str = "choose another --out") -> Iterator[None]:
     """Turn a failure to write `path` into one line that says what to do.
 
     Raises:
@@ -57,10 +60,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason, remedy = "the disk is full", "free some space or choose another --out"
+            reason, remedy = "the disk is full", f"free some space or {remedy}"
         else:
             reason = f"cannot be written ({(error.strerror or str(error)).lower()})"
-            remedy = "choose another --out"
         raise UserError(f"{path}: {reason}; {remedy}") from error
 
 

@@ -148,12 +148,15 @@ class Discriminator(models.Discriminator):
 
     Args:
         shape: sizes of clip and networks.
-        outputs: 1 or 2.
+        outputs: 1, 2 or the number of classes.
+        dropout: share of what the last layer takes that is zeroed in training.
         impl: which implementation the ops use.
     """
 
-    def __init__(self, shape: ClipShape, outputs: int = 1, impl: Impl = "auto"):
-        super().__init__(shape, outputs)
+    def __init__(
+        self, shape: ClipShape, outputs: int = 1, dropout: float = 0.0, impl: Impl = "auto"
+    ):
+        super().__init__(shape, outputs, dropout)
         self.impl = impl
         _store_as_multiplied(self)
 
@@ -185,6 +188,7 @@ class Discriminator(models.Discriminator):
         x = convolve(*given, up=False, slope=LEAK if rides else 1.0, impl=self.impl)
         x = run.downsample(x if rides else F.leaky_relu(x, LEAK), middle[::3], norms, slope=LEAK)
         run.track()
+        x = F.dropout(x, self.dropout, self.training)
         # A kernel as large as its input: one product.
         packed = _flat(run.packed[last]).T, *run.copies
         return project(_flat(x), _flat(last.weight).T, last.bias, *packed)

@@ -139,7 +139,7 @@ class GANStep(Step):
         return networks
 
     def sample(self, count: int) -> dict[str, Tensor]:
-        """See `Step.sample` and `sample_streams`."""
+        """Clips in [-1, 1] by stream, of the same codes at every call; see `sample_streams`."""
         # Not the training seed: its first latents are those of the first batch.
         seeded = torch.Generator().manual_seed(self.settings.seed + 1)
         latents = torch.randn(count, self.settings.latent, generator=seeded).to(self.device)

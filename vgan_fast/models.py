@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgan_fast.kernels.blend.reference import mask_blend
@@ -181,11 +182,14 @@ class Discriminator(nn.Module):
 
     Args:
         shape: sizes of clip and networks.
-        outputs: 1 for one logit (real against generated); 2 for the original's softmax pair.
+        outputs: 1 for one logit (real against generated); 2 for the original's softmax pair; the
+            number of classes for action recognition (section 4.3).
+        dropout: share of what the last layer takes that is zeroed in training.
     """
 
-    def __init__(self, shape: ClipShape, outputs: int = 1):
+    def __init__(self, shape: ClipShape, outputs: int = 1, dropout: float = 0.0):
         super().__init__()
+        self.dropout = dropout
         widths = shape.widths[::-1]
         layers = [nn.Conv3d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for inner, outer in itertools.pairwise(widths):
@@ -200,4 +204,5 @@ class Discriminator(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Score each clip; larger means more real (K = 1), or columns generated, real (K = 2)."""
-        return self.layers(clip).flatten(1)
+        x = F.dropout(self.layers[:-1](clip), self.dropout, self.training)
+        return self.layers[-1](x).flatten(1)

@@ -27,9 +27,17 @@ def build_generator(settings: Settings) -> Generator:
     return _built("TwoStreamGenerator", settings, settings.mask_bias)
 
 
-def build_discriminator(settings: Settings) -> Discriminator:
-    """The discriminator that the settings describe, freshly initialised, on the CPU."""
-    return _built("Discriminator", settings, int(settings.logits))
+def build_discriminator(
+    settings: Settings, outputs: int | None = None, dropout: float = 0.0
+) -> Discriminator:
+    """The discriminator that the settings describe, freshly initialised, on the CPU.
+
+    Args:
+        settings: resolved.
+        outputs: numbers a clip, in place of `settings.logits`: one for each class of a classifier.
+        dropout: see `models.Discriminator`.
+    """
+    return _built("Discriminator", settings, outputs or int(settings.logits), dropout)
 
 
 def build_encoder(settings: Settings) -> Discriminator:

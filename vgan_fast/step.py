@@ -47,16 +47,17 @@ class Step(abc.ABC):
         self._make_graph = make_graph
         self._run = self._captured_later()
 
-    def __call__(self, frames: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *batch: Tensor) -> dict[str, Tensor]:
         """Train on one batch.
 
         Args:
-            frames: (N, T, H, W, 3) uint8 on the step's device.
+            batch: what the task trains on, on the step's device; first of all frames
+                (N, T, H, W, 3) uint8.
 
         Returns:
             Scalars fp32 on the device, overwritten by the next call.
         """
-        return self._run(frames)
+        return self._run(*batch)
 
     @property
     @abc.abstractmethod
@@ -64,11 +65,7 @@ class Step(abc.ABC):
         """The networks whose weights a checkpoint keeps."""
 
     @abc.abstractmethod
-    def sample(self, count: int) -> dict[str, Tensor]:
-        """Clips in [-1, 1] by stream, of the same codes at every call, to watch them change."""
-
-    @abc.abstractmethod
-    def _train(self, frames: Tensor) -> dict[str, Tensor]:
+    def _train(self, *batch: Tensor) -> dict[str, Tensor]:
         """One step; see `__call__`."""
 
     def state_dict(self) -> dict:
@@ -99,7 +96,7 @@ class Step(abc.ABC):
         """Whether the next call replays a graph."""
         return isinstance(self._run, Replayed) and self._run.captured
 
-    def _captured_later(self) -> Callable[[Tensor], dict[str, Tensor]]:
+    def _captured_later(self) -> Callable[..., dict[str, Tensor]]:
         if not self.settings.graph:
             return self._train
         return Replayed(self._train, self._make_graph(self.device), [self.random])

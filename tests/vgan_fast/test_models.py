@@ -185,10 +185,11 @@ def test_batch_norm_epsilons_are_the_originals():
 
 
 def test_mask_bias_opens_or_closes_the_mask_at_the_start():
-    means = [TwoStreamGenerator(SMALL, bias)(torch.randn(2, 12))[1] for bias in (-2.0, 0.0, 2.0)]
-    torch.testing.assert_close(
-        torch.stack(means).detach(), torch.sigmoid(torch.tensor([-2.0, 0, 2])), rtol=0.02, atol=0.01
-    )
+    codes = {TwoStreamGenerator: torch.randn(2, 12), FutureGenerator: torch.randn(2, 3, 1, 16, 16)}
+    for kind, code in codes.items():
+        means = torch.stack([kind(SMALL, bias)(code)[1] for bias in (-2.0, 0.0, 2.0)])
+        wanted = torch.sigmoid(torch.tensor([-2.0, 0, 2]))
+        torch.testing.assert_close(means.detach(), wanted, rtol=0.02, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Action recognition on what a discriminator has learnt: data, methods and results."""
