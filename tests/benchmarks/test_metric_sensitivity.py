@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def distances():
     detectors = {"random": random_detector(CPU), "frames": frame_detector()}
-    return [row[:3] for row in measured(detectors, frames=16, size=16, count=48)]
+    return [row[:3] for row in measured(detectors, frames=16, size=16, count=96)]
 
 
 @pytest.mark.parametrize("damage", ["noise", "blur", "shuffle", "freeze"])
