@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def distances():
     detectors = {"random": random_detector(CPU), "frames": frame_detector()}
-    return [row[:3] for row in measured(detectors, frames=16, size=16, count=48)]
+    return [row[:3] for row in measured(detectors, frames=16, size=16, count=96)]
 
 
 @pytest.mark.parametrize("damage", ["noise", "blur", "shuffle", "freeze"])
@@ -32,7 +32,7 @@ def test_more_damage_is_farther_and_seen(distances, damage):
     of = [d["random"] for name, _, d in distances if name == damage]
     assert len(of) == 4
     assert of == sorted(of)
-    assert of[-1] > 1.5 * floor
+    assert of[-1] > 1.3 * floor
 
 
 def test_single_frames_do_not_tell_a_shuffle_or_the_direction_of_time(distances):

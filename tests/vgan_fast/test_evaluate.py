@@ -171,6 +171,7 @@ BAD = {
     "future": (["FUTURE"], "goes on from given frames"),
     "no run": (["EMPTY"], "holds no checkpoint"),
     "split": (["RUN", "--split", "test"], "--split test"),
+    "motions": (["RUN", "--data", "synthetic-motions"], "synthetic-motions: has no held-out"),
     "no data": (["RUN", "--data", "absent"], "absent"),
     "mixed": (["RUN", "FILE"], "stored results only"),
     "no result": (["FILE"], "is no result"),

@@ -15,7 +15,7 @@ from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.augment import Augmentation
 from vgan_fast.loaders.search import PREPARED
 from vgan_fast.loaders.synthetic import SyntheticClips
-from vgan_fast.settings import Settings
+from vgan_fast.settings import SYNTHETIC, Settings
 
 HELD_OUT_SEED = 1000  # of synthetic clips, as in this project's other measurements
 BATCH = 64
@@ -50,6 +50,11 @@ class RealClips:
                 raise UserError(f"--split {split}: synthetic clips are train or held-out")
             self.count, self.fingerprint = math.inf, SyntheticClips.fingerprint
             return
+        if settings.data in SYNTHETIC:
+            raise UserError(
+                f"--data {settings.data}: has no held-out clips to evaluate against; use synthetic "
+                "or files"
+            )
         data = Path(settings.data)
         if (split in HELD_OUT and not (data / PREPARED).is_file()) or split == "held-out":
             raise UserError(
