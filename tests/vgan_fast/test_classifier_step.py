@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from vgan_fast import fused
 from vgan_fast.classifier_step import DROPOUT, ClassifierStep
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.networks import build_discriminator
@@ -50,22 +50,28 @@ def test_it_learns_what_it_is_shown(backend):
     assert step(frames, labels)["right"] == 1
 
 
-@pytest.mark.parametrize("backend", FORMS)
-def test_dropout_comes_before_the_last_layer_in_training_alone(backend):
-    network = build_discriminator(replace(TINY, backend=backend), 3, DROPOUT)
+def built(form, **options):
+    if form == "kernels":  # with the kernels' twins, which run anywhere
+        return fused.Discriminator(TINY.shape, 3, impl="reference", **options)
+    return build_discriminator(replace(TINY, backend=form), 3, **options)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "kernels"])
+def test_dropout_comes_before_the_last_layer_in_training_alone(form):
+    network = built(form, dropout=DROPOUT)
     with torch.no_grad():
         network.layers[-1].weight.fill_(1.0)  # logits are sums of what the layer takes
         clips = normalise_frames(batch(64)[0]).contiguous()
-        torch.manual_seed(7)
         trained = network(clips)
-        plain = build_discriminator(replace(TINY, backend=backend), 3)
+        plain = built(form)
         plain.load_state_dict(network.state_dict())
         whole = plain(clips)
         taken = plain.layers[:-1](clips)
-        torch.manual_seed(7)
-        expected = F.dropout(taken, DROPOUT).sum((1, 2, 3, 4))
-        torch.testing.assert_close(trained[:, 0], expected, rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(trained, whole, rtol=0.01)
+        # Each value is doubled or gone: a variance of its square.
+        spread = taken.square().sum((1, 2, 3, 4)).sqrt()
+        off = (trained - whole)[:, 0] / spread
+        assert 0.7 < off.std() < 1.3
+        assert off.mean().abs() < 0.5
         assert torch.equal(network.eval()(clips), network(clips))
 
 
