@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.machine import describe
 from vgan_fast.device import find_device
 from vgan_fast.errors import UserError
-from vgan_fast.evaluation.metrics import motion_energy
+from vgan_fast.evaluation.metrics import flicker, motion_energy
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.networks import build_generator
@@ -86,7 +86,7 @@ def main() -> None:
     settings = Sampler(arguments.run, find_device("cpu")).settings
     real = clips.pop("real")
     given = real[:, :, : settings.condition]
-    head = ["", "first frame", "all frames", "motion / real"]
+    head = ["", "first frame", "all frames", "motion / real", "flicker"]
     lines = [
         "# Future prediction on synthetic clips",
         "",
@@ -101,11 +101,12 @@ def main() -> None:
         first = (of[:, :, : settings.condition] - given).abs().mean()
         whole = (of - real).abs().mean()
         motion = motion_energy(of) / motion_energy(real)
-        lines.append(f"| {name} | {first:.3f} | {whole:.3f} | {motion:.2f} |")
+        lines.append(f"| {name} | {first:.3f} | {whole:.3f} | {motion:.2f} | {flicker(of):.3f} |")
     lines += [
         "",
         "Mean absolute differences from the real clip, pixels in [-1, 1]; motion is the mean "
-        "squared difference of consecutive frames.",
+        f"squared difference of consecutive frames; flicker is {flicker(real):.3f} of real clips: "
+        "`vgan_fast.evaluation.metrics`.",
         "",
     ]
     pairs = torch.stack([real[:SHOWN], clips["prediction"][:SHOWN]], dim=1).flatten(0, 1)
