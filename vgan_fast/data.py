@@ -1,11 +1,15 @@
 """From settings to a loader."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from vgan_fast.settings import SYNTHETIC, Settings
 from vgan_fast.trainer import ClipSource
+
+if TYPE_CHECKING:
+    from vgan_fast.loaders.synthetic import SyntheticClips
 
 # Loaders of files are imported where they are used: synthetic clips need none of their libraries.
 
@@ -33,14 +37,8 @@ def open_data(
         "device": torch.device(settings.device),
         "position": position,
     }
-    if settings.data == "synthetic":
-        from vgan_fast.loaders.synthetic import SyntheticClips
-
-        return SyntheticClips(**common)
-    if settings.data == "synthetic-motions":
-        from vgan_fast.loaders.synthetic_motions import SyntheticMotions
-
-        return SyntheticMotions(**common)
+    if settings.data in SYNTHETIC:
+        return synthetic_source(settings.data)(**common)
     from vgan_fast.loaders.clips import open_clips
 
     return open_clips(
@@ -55,6 +53,14 @@ def open_data(
         workers=settings.workers,
         **common,
     )
+
+
+def synthetic_source(name: str) -> "type[SyntheticClips]":
+    """The source of clips that are drawn, by its name in `settings.SYNTHETIC`."""
+    from vgan_fast.loaders.synthetic import SyntheticClips
+    from vgan_fast.loaders.synthetic_motions import SyntheticMotions
+
+    return {"synthetic": SyntheticClips, "synthetic-motions": SyntheticMotions}[name]
 
 
 def describe_data(settings: Settings, run: Path) -> str:

@@ -10,7 +10,7 @@ import click
 
 from vgan_fast.cli import Program
 from vgan_fast.errors import UserError
-from vgan_fast.settings import PRESETS
+from vgan_fast.settings import PRESETS, SYNTHETIC
 
 # PyTorch is imported where it is used: processes that decode videos run this file's top once more.
 
@@ -189,7 +189,7 @@ def _evaluate(
 
         settings = {"data": data or "synthetic", "seed": seed, "device": device, "steps": steps}
         decoded = decoded or compare / "frames"
-        if settings["data"] != "synthetic":  # Videos are decoded once for all.
+        if settings["data"] not in SYNTHETIC:  # Videos are decoded once for all.
             settings["decoded"] = str(decoded)
         settings = {name: value for name, value in settings.items() if value is not None}
         named = trained(compare, preset or default_preset(device), settings)
@@ -212,7 +212,7 @@ def _evaluate(
                 f"{named[name]}: makes {own.frames} frames of {own.size}x{own.size}, the first run "
                 f"{clip[0]} of {clip[1]}x{clip[1]}; evaluate them apart"
             )
-        if own.data == "synthetic" and own.seed != first.seed:
+        if own.data in SYNTHETIC and own.seed != first.seed:
             print(f"{name}: of another seed; copies are looked for among the first run's clips")
         if data is None and own.data != first.data:
             raise UserError(

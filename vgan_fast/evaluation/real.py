@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vgan_fast.data import open_data
+from vgan_fast.data import open_data, synthetic_source
 from vgan_fast.errors import UserError
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.loaders.augment import Augmentation
 from vgan_fast.loaders.search import PREPARED
-from vgan_fast.loaders.synthetic import SyntheticClips
 from vgan_fast.settings import SYNTHETIC, Settings
 
 HELD_OUT_SEED = 1000  # of synthetic clips, as in this project's other measurements
@@ -45,10 +44,10 @@ class RealClips:
         plain = {f.name: f.default for f in dataclasses.fields(Augmentation)}
         # Cut one after the other, clips of a file share no frame; one a batch, none is dropped.
         self._settings = dataclasses.replace(settings, **plain)
-        if settings.data == "synthetic":
+        if settings.data in SYNTHETIC:
             if split not in ("train", "held-out"):
                 raise UserError(f"--split {split}: synthetic clips are train or held-out")
-            self.count, self.fingerprint = math.inf, SyntheticClips.fingerprint
+            self.count, self.fingerprint = math.inf, synthetic_source(settings.data).fingerprint
             return
         if settings.data in SYNTHETIC:
             raise UserError(
@@ -79,9 +78,9 @@ class RealClips:
 
     def _opened(self, position: int = 0):
         settings = self._settings
-        if settings.data != "synthetic":
+        if settings.data not in SYNTHETIC:
             return open_data(settings, self._folder, position, batch_size=1)
-        return SyntheticClips(
+        return synthetic_source(settings.data)(
             frames=settings.frames,
             size=settings.size,
             batch_size=1,
@@ -94,7 +93,7 @@ class RealClips:
 
 def choose_split(data: str) -> str:
     """Held-out clips where the data have some: "held-out", "test", "validation", else "train"."""
-    if data == "synthetic":
+    if data in SYNTHETIC:
         return "held-out"
     for split in reversed(HELD_OUT):
         folder = Path(data) / split

@@ -9,6 +9,7 @@ import torch
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.real import RealClips, choose_split
 from vgan_fast.loaders.synthetic import SyntheticClips
+from vgan_fast.loaders.synthetic_motions import SyntheticMotions
 from vgan_fast.settings import Settings
 
 SETTINGS = Settings(frames=4, size=16, width=4, device="cpu", precision="fp32", graph=False)
@@ -44,6 +45,15 @@ def test_synthetic_clips_are_held_out_or_those_of_the_run(tmp_path):
         wanted = source.next_batch().permute(0, 4, 1, 2, 3).float()
         frames = (together(got, 0, 5) + 1) * 127.5
         torch.testing.assert_close(frames, wanted, rtol=0, atol=1e-3)
+
+
+def test_motions_are_held_out_as_other_synthetic_clips_are(tmp_path):
+    assert choose_split("synthetic-motions") == "held-out"
+    real = RealClips(dataclasses.replace(SETTINGS, data="synthetic-motions"), "held-out", tmp_path)
+    assert real.fingerprint == SyntheticMotions.fingerprint
+    source = SyntheticMotions(frames=4, size=16, batch_size=3, seed=1000, split="held-out")
+    wanted = source.next_batch().permute(0, 4, 1, 2, 3).float()
+    torch.testing.assert_close((together(real, 0, 3) + 1) * 127.5, wanted, rtol=0, atol=1e-3)
 
 
 def test_every_clip_of_files_comes_once_and_unvaried(shard, tmp_path):
