@@ -71,8 +71,8 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     random weights, by the share of labels used (section 4.3 and figure 4 of the paper).
 
     Trains two networks for each seed and fraction. Time: 9,000 steps of 32 clips at 16x16 with
-    width 16, and the regressions, took 110 s of one CPU core; 32x32 with width 32 multiplies 20 to
-    30 times as much.
+    width 16, and the regressions, took 110 s of one CPU core; a clip of 32x32 with width 32 and
+    32 frames has 34 times the multiplications.
     """
     _refuse_without_extra()
     from vgan_fast.checkpoint import find_checkpoint, is_checkpoint

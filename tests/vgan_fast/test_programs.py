@@ -213,6 +213,7 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--data", "no-such-folder"], "no-such-folder"),
         (["--flip"], "--flip is for files: name some with --data"),
         (["--fps", "10"], "--fps is for files"),
+        (["--data", "synthetic-motions", "--flip"], "--flip is for files"),
         (["--data", ".", "--crop", "0"], "--crop 0.0"),
         (["--data", ".", "--hue", "200"], "--hue 200"),
         (["--data", ".", "--fps", "0"], "--fps 0"),
