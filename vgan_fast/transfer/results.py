@@ -203,7 +203,7 @@ class Results:
         axes.set_ylabel("test videos told right, %")
         axes.set_title("Accuracy by labels")
         # Below: curves of any shape are in the way of a legend among them.
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=4, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
 
     def _draw_gain(self, axes) -> None:
         self._errorbar(axes, [self.gain(f) for f in self.fractions], None, "tab:blue")
