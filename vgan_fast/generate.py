@@ -7,10 +7,10 @@ import click
 import numpy as np
 
 from vgan_fast.cli import Program
+from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
 from vgan_fast.errors import UserError
 from vgan_fast.pictures import (
-    FPS,
     animated_grid,
     as_frames,
     film_strip,
@@ -18,26 +18,10 @@ from vgan_fast.pictures import (
 )
 from vgan_fast.sampling import Sampler
 
-WHOLE = 1024  # most clips in one picture, which is held in memory
-
 
 @click.command(cls=Program)
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("samples.gif"),
-    show_default=True,
-    help="one .gif or .mp4 animation or .png film strip of all clips; with another name a folder "
-    "with a file for each clip",
-)
-@click.option(
-    "--each",
-    type=click.Choice(["mp4", "gif", "png"]),
-    default="mp4",
-    show_default=True,
-    help="format of the files in a folder",
-)
+@output_options("samples.gif", of="clip")
 @click.option(
     "--count",
     type=click.IntRange(1, 1_000_000),
@@ -61,23 +45,12 @@ WHOLE = 1024  # most clips in one picture, which is held in memory
 @click.option(
     "--streams", is_flag=True, help="show foreground, mask and background beside each clip"
 )
-@click.option(
-    "--fps",
-    type=click.IntRange(1, 50),
-    default=FPS,
-    show_default=True,
-    help="frames per second of animations",
-)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
     """Make clips with the generator in RUN: a run of vgan_fast.train or one of its checkpoints."""
-    whole = out.suffix != ""
-    if whole and out.suffix not in (".gif", ".mp4", ".png"):
-        raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
+    whole = is_whole(out)
     if whole and count > WHOLE:
         raise UserError(f"--count {count}: one picture holds up to {WHOLE}; name a folder in --out")
-    if not whole and out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
     sampler = Sampler(run, find_device(device))
     if streams and sampler.settings.model == "one-stream":
         raise UserError(f"--streams: the generator in {run} has one stream only")

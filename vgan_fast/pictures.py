@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vgan_fast.clip_output import FPS
 from vgan_fast.errors import UserError
 from vgan_fast.files import written_whole
 
 GAP = 2  # pixels of white between clips
 SHOWN = 128  # small clips are enlarged to about this height
 LARGEST_MP4 = 16384  # pixels a side that the encoder takes
-FPS = 12  # a clip of 32 frames lasts 2.7 s
 
 
 def as_frames(clip: Tensor) -> np.ndarray:
@@ -70,6 +70,26 @@ def with_colours_of(clip: np.ndarray, given: np.ndarray) -> np.ndarray:
         curve = np.interp(shares[0], shares[1][there], levels[there])
         matched[..., channel] = curve.round().astype(np.uint8)[clip[..., channel]]
     return matched
+
+
+def beside(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """For each input one wide clip, uint8 (1, T, H, W', 3): the input, then its streams.
+
+    Args:
+        given: inputs, uint8 (N, k, H, W, 3); one of few frames stands still at its last.
+        streams: clips uint8 (N, T, H, W, 3) by name.
+    """
+    length = next(iter(streams.values())).shape[1]
+    still = np.repeat(given[:, -1:], length - given.shape[1], axis=1)
+    wide = np.concatenate([np.concatenate([given, still], axis=1), *streams.values()], axis=3)
+    return list(wide[:, None])
+
+
+def in_front(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """For each input its streams, uint8 (streams, 1 + T, H, W, 3), its last frame before each."""
+    clips = np.stack(list(streams.values()), axis=1)
+    last = np.repeat(given[:, None, -1:], clips.shape[1], axis=1)
+    return list(np.concatenate([last, clips], axis=2))
 
 
 def write_picture(path: Path, picture: np.ndarray, fps: int = FPS) -> None:

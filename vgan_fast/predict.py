@@ -5,26 +5,13 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
 
 from vgan_fast.cli import Program
-from vgan_fast.device import find_device
+from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.errors import UserError
-from vgan_fast.kernels.frames.reference import normalise_frames
-from vgan_fast.loaders.beginnings import read_beginnings
-from vgan_fast.pictures import (
-    FPS,
-    animated_grid,
-    as_frames,
-    film_strip,
-    with_colours_of,
-    write_picture,
-)
-from vgan_fast.sampling import Sampler
-from vgan_fast.units import favourites
 
-WHOLE = 1024  # most clips in one picture, which is held in memory
+# PyTorch is imported where it is used: processes that decode videos run this file's top once more.
+
 UNITS = 8  # rows in a picture of hidden units
 
 
@@ -43,21 +30,7 @@ UNITS = 8  # rows in a picture of hidden units
     required=True,
     help="an image, a video (whose first frames count) or a folder of them; may be repeated",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("futures.gif"),
-    show_default=True,
-    help="one .gif or .mp4 animation or .png film strip of all inputs; with another name a folder "
-    "with a file for each",
-)
-@click.option(
-    "--each",
-    type=click.Choice(["mp4", "gif", "png"]),
-    default="mp4",
-    show_default=True,
-    help="format of the files in a folder",
-)
+@output_options("futures.gif", of="input")
 @click.option("--streams", is_flag=True, help="show foreground, mask and background as well")
 @click.option(
     "--match-colours",
@@ -75,13 +48,6 @@ UNITS = 8  # rows in a picture of hidden units
     default=None,
     help="convolution of the encoder whose units are shown, from 1  [default: the last]",
 )
-@click.option(
-    "--fps",
-    type=click.IntRange(1, 50),
-    default=FPS,
-    show_default=True,
-    help="frames per second of animations",
-)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(
     checkpoint, images, out, each, streams, match_colours, units, units_layer, fps, device
@@ -90,11 +56,25 @@ def main(
 
     Takes seconds: on a CPU about as many as there are dozens of images.
     """
-    whole = out.suffix != ""
-    if whole and out.suffix not in (".gif", ".mp4", ".png"):
-        raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
-    if not whole and out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
+    import numpy as np
+    import torch
+
+    from vgan_fast.device import find_device
+    from vgan_fast.kernels.frames.reference import normalise_frames
+    from vgan_fast.loaders.beginnings import read_beginnings
+    from vgan_fast.pictures import (
+        animated_grid,
+        as_frames,
+        beside,
+        film_strip,
+        in_front,
+        with_colours_of,
+        write_picture,
+    )
+    from vgan_fast.sampling import Sampler
+    from vgan_fast.units import favourites
+
+    whole = is_whole(out)
     if units is not None and units.suffix != ".png":
         raise UserError(f"--units {units}: must end in .png")
     if units is None and units_layer is not None:
@@ -143,26 +123,6 @@ def main(
     skipped = f", {len(broken)} skipped" if broken else ""
     print(f"{len(inputs)} predictions from {sampler.checkpoint}: {out}{skipped}")
     return 0
-
-
-def beside(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """For each input one wide clip, uint8 (1, T, H, W', 3): the input, then its streams.
-
-    Args:
-        given: inputs, uint8 (N, k, H, W, 3); one of few frames stands still at its last.
-        streams: clips uint8 (N, T, H, W, 3) by name.
-    """
-    length = next(iter(streams.values())).shape[1]
-    still = np.repeat(given[:, -1:], length - given.shape[1], axis=1)
-    wide = np.concatenate([np.concatenate([given, still], axis=1), *streams.values()], axis=3)
-    return list(wide[:, None])
-
-
-def in_front(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """For each input its streams, uint8 (streams, 1 + T, H, W, 3), its last frame before each."""
-    clips = np.stack(list(streams.values()), axis=1)
-    last = np.repeat(given[:, None, -1:], clips.shape[1], axis=1)
-    return list(np.concatenate([last, clips], axis=2))
 
 
 class _Names:

@@ -202,8 +202,9 @@ def _run_of(out: Path | None, option: str) -> Path:
 
 def _described(settings: Settings, step: "Step") -> str:
     sizes = ", ".join(
-        f"{name} {sum(p.numel() for p in network.parameters()):,} parameters"
+        f"{name} {count:,} parameters"
         for name, network in step.networks.items()
+        if (count := sum(p.numel() for p in network.parameters()))
     )
     shown = " ".join(f"{k}={v}" for k, v in dataclasses.asdict(settings).items())
     return f"{shown}\n{sizes}"

@@ -1,0 +1,63 @@
+"""Where programs write clips: one picture of all of them, or a folder with a file for each."""
+
+from pathlib import Path
+
+import click
+
+from vgan_fast.errors import UserError
+
+FPS = 12  # a clip of 32 frames lasts 2.7 s
+WHOLE = 1024  # most clips in one picture, which is held in memory
+_PICTURES = (".gif", ".mp4", ".png")
+
+
+def output_options(default: str, of: str):
+    """Decorator: the options `--out`, `--each` and `--fps` of a click command.
+
+    Args:
+        default: of `--out`.
+        of: what there is a file for each of, in words.
+    """
+
+    def decorate(command):
+        for option in (
+            click.option(
+                "--fps",
+                type=click.IntRange(1, 50),
+                default=FPS,
+                show_default=True,
+                help="frames per second of animations",
+            ),
+            click.option(
+                "--each",
+                type=click.Choice(["mp4", "gif", "png"]),
+                default="mp4",
+                show_default=True,
+                help="format of the files in a folder",
+            ),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                default=Path(default),
+                show_default=True,
+                help="one .gif or .mp4 animation or .png film strip of all; with another name a "
+                f"folder with a file for each {of}",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def is_whole(out: Path) -> bool:
+    """Whether `--out` names one picture of all clips, not a folder.
+
+    Raises:
+        UserError: when it can be neither.
+    """
+    if out.suffix not in ("", *_PICTURES):
+        raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
+    if not out.suffix and out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
+    return bool(out.suffix)
