@@ -12,7 +12,7 @@ from vgan_fast.settings import Settings
 
 
 class FutureStep(GANStep):
-    """Trains a `FutureGenerator` ("Future Generation", equation 3), one batch a call.
+    """Trains a `FutureGenerator` ("Future Generation"), one batch a call.
 
     The generator sees the first `settings.condition` frames of each real clip. Beside the
     adversarial term its loss has the distance of its own first frames from them: mean absolute
