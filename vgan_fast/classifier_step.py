@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgan_fast.checkpoint import load_weights
+from vgan_fast.errors import UserError
 from vgan_fast.graph import CudaGraph, Graph
 from vgan_fast.models import Discriminator
 from vgan_fast.networks import build_discriminator
@@ -89,6 +90,10 @@ def load_discriminator(checkpoint: Path, settings: Settings) -> Discriminator:
     Raises:
         UserError: when the checkpoint holds none.
     """
+    if settings.model == "autoencoder":
+        raise UserError(
+            f"{checkpoint}: a run of --model autoencoder has no discriminator; name another run"
+        )
     discriminator = build_discriminator(settings)
     load_weights(checkpoint, {"discriminator": discriminator})
     return discriminator.to(settings.device).eval()

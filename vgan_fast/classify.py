@@ -78,7 +78,7 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     from vgan_fast.checkpoint import find_checkpoint, is_checkpoint
     from vgan_fast.classifier_step import load_discriminator
     from vgan_fast.device import configure, default_preset
-    from vgan_fast.files import written_whole
+    from vgan_fast.files import refuse_unwritable, written_whole
     from vgan_fast.settings import Settings
     from vgan_fast.transfer.results import Results
 
@@ -87,6 +87,7 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     options = Options(**{**PRESETS[preset], **given})
     if out.exists():
         raise UserError(f"--out {out}: is there already; name a folder to make")
+    refuse_unwritable(out)  # better said before hours of training
     checkpoint = find_checkpoint(run)
     of_run = Settings.load(checkpoint / "settings.json")
     settings = _of_classifiers(of_run, options, device)

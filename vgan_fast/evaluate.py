@@ -10,7 +10,7 @@ import click
 
 from vgan_fast.cli import Program
 from vgan_fast.errors import UserError
-from vgan_fast.settings import PRESETS, SYNTHETIC
+from vgan_fast.settings import PRESETS, SYNTHETIC, Settings
 
 # PyTorch is imported where it is used: processes that decode videos run this file's top once more.
 
@@ -165,7 +165,7 @@ def _evaluate(
     from vgan_fast.evaluation.measure import REAL, Evaluation
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
-    from vgan_fast.files import written_whole
+    from vgan_fast.files import refuse_unwritable, written_whole
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
@@ -192,11 +192,15 @@ def _evaluate(
         if settings["data"] not in SYNTHETIC:  # Videos are decoded once for all.
             settings["decoded"] = str(decoded)
         settings = {name: value for name, value in settings.items() if value is not None}
-        named = trained(compare, preset or default_preset(device), settings)
+        preset = preset or default_preset(device)
+        to_come = Settings.chosen(preset, settings)
+        seeing.check(to_come.frames, to_come.size)
+        named = trained(compare, preset, settings)
         out = out or compare / "comparison.json"
     else:
         named = _named(runs)
         out = out or Path("evaluation.json")
+    refuse_unwritable(out)
     samplers = {name: Sampler(run, place) for name, run in named.items()}
     first = next(iter(samplers.values())).settings
     clip = first.frames, first.size
@@ -211,6 +215,11 @@ def _evaluate(
             raise UserError(
                 f"{named[name]}: makes {own.frames} frames of {own.size}x{own.size}, the first run "
                 f"{clip[0]} of {clip[1]}x{clip[1]}; evaluate them apart"
+            )
+        if (own.stride, own.fps) != (first.stride, first.fps):
+            raise UserError(
+                f"{named[name]}: was trained with another --stride or --fps than the first run; "
+                "evaluate them apart"
             )
         if own.data in SYNTHETIC and own.seed != first.seed:
             print(f"{name}: of another seed; copies are looked for among the first run's clips")

@@ -43,6 +43,17 @@ def written_whole(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def refuse_unwritable(path: Path, remedy: str = "choose another --out") -> None:
+    """Find out before long work whether `path` can be written; nothing is left behind.
+
+    Raises:
+        UserError: when it cannot, as far as can be told.
+    """
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    with explained(path, remedy):
+        os.rmdir(tempfile.mkdtemp(dir=there, prefix=f".{path.name}-"))
+
+
 def remove_unfinished(folder: Path, pattern: str) -> None:
     """Remove what `written_whole` was killed over in `folder`; `pattern` matches final names."""
     for scratch in folder.glob(f".{pattern}-*"):

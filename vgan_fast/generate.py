@@ -34,13 +34,14 @@ from vgan_fast.sampling import Sampler
     type=click.IntRange(0, 2**62),
     default=0,
     show_default=True,
-    help="seed of the latents; the first clips of a seed do not depend on --count",
+    help="seed of the codes; the first clips of a seed do not depend on --count",
 )
 @click.option(
     "--to-seed",
     type=click.IntRange(0, 2**62),
     default=None,
-    help="interpolate: clips along the arc from the first latent of --seed to that of this",
+    help="interpolate: clips along the arc (of an autoencoder, the line) from the first code of "
+    "--seed to that of this",
 )
 @click.option(
     "--streams", is_flag=True, help="show foreground, mask and background beside each clip"

@@ -31,6 +31,8 @@ def draw_history(run: Path) -> np.ndarray:
         raise UserError(
             "a picture of a run's history needs matplotlib: pip install 'vgan_fast[experiments]'"
         ) from error
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run; give the folder of a run of vgan_fast.train")
     events = EventAccumulator(str(run), size_guidance=_ALL)
     events.Reload()
     losses = [tag for tag in events.Tags()["scalars"] if tag.startswith("loss/")]
@@ -52,8 +54,15 @@ def draw_history(run: Path) -> np.ndarray:
     for axis in grid:
         axis.set_axis_off()
     for axis, file in zip(grid, shown, strict=False):
-        axis.imshow(iio.imread(file))
+        axis.imshow(_read(file))
         axis.set_title(f"step {int(file.stem.removeprefix('step-')):,}", fontsize=9)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     return iio.imread(drawn.getvalue())[..., :3]
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        return iio.imread(file)
+    except (OSError, SyntaxError) as error:  # the second is Pillow's, for a broken PNG
+        raise UserError(f"{file}: is missing or damaged; remove it to draw the others") from error

@@ -92,13 +92,17 @@ def in_front(given: np.ndarray, streams: dict[str, np.ndarray]) -> list[np.ndarr
     return list(np.concatenate([last, clips], axis=2))
 
 
-def write_picture(path: Path, picture: np.ndarray, fps: int = FPS) -> None:
+def write_picture(
+    path: Path, picture: np.ndarray, fps: int = FPS, remedy: str = "choose another --out"
+) -> None:
     """Write a picture (H, W, 3) as PNG or an animation (T, H, W, 3) as GIF or MP4, by suffix.
+
+    `remedy` is what to do where it cannot be written.
 
     Raises:
         UserError: when it cannot be written.
     """
-    with written_whole(path) as part:
+    with written_whole(path, remedy=remedy) as part:
         part.write_bytes(encode(picture, path.suffix, fps))
 
 

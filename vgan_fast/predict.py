@@ -60,6 +60,7 @@ def main(
     import torch
 
     from vgan_fast.device import find_device
+    from vgan_fast.files import refuse_unwritable
     from vgan_fast.kernels.frames.reference import normalise_frames
     from vgan_fast.loaders.beginnings import read_beginnings
     from vgan_fast.pictures import (
@@ -77,6 +78,8 @@ def main(
     whole = is_whole(out)
     if units is not None and units.suffix != ".png":
         raise UserError(f"--units {units}: must end in .png")
+    if units is not None and units.resolve() == out.resolve():
+        raise UserError(f"--units {units}: is --out as well; name another file")
     if units is None and units_layer is not None:
         raise UserError("--units-layer is for --units")
     sampler = Sampler(checkpoint, find_device(device))
@@ -98,6 +101,8 @@ def main(
         raise UserError(f"{len(inputs)} inputs: one picture holds {WHOLE}; name a folder in --out")
     conditions = normalise_frames(torch.from_numpy(np.stack([i.frames for i in inputs])))
     if units is not None:
+        refuse_unwritable(units, remedy="choose another --units")
+        refuse_unwritable(out)
         drawn = favourites(sampler.generator, conditions, layer=units_layer, rows=UNITS)
 
     animated = (out.suffix or f".{each}") != ".png"
@@ -119,7 +124,7 @@ def main(
     if whole:
         write_picture(out, picture_of(np.concatenate(made)), fps)
     if units is not None:
-        write_picture(units, drawn)
+        write_picture(units, drawn, remedy="choose another --units")
     skipped = f", {len(broken)} skipped" if broken else ""
     print(f"{len(inputs)} predictions from {sampler.checkpoint}: {out}{skipped}")
     return 0

@@ -73,6 +73,8 @@ def main(
 
     given = {name: value for name, value in given.items() if value is not None}
     if history:
+        if given or preset or resume or profile or dry_run:
+            raise UserError("--history: goes with --out alone; leave the other options out")
         _draw_history(_run_of(out, "--history"))
         return 0
     checkpoint = None

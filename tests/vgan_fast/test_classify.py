@@ -11,7 +11,7 @@ import pytest
 
 from vgan_fast import classify
 from vgan_fast.checkpoint import find_checkpoint, save_checkpoint
-from vgan_fast.networks import build_discriminator
+from vgan_fast.networks import build_discriminator, build_generator
 from vgan_fast.settings import Settings
 
 VIDEOS = os.environ.get("VGAN_FAST_TEST_VIDEOS")
@@ -139,6 +139,16 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert {p.name for p in tmp_path.iterdir()} == {"strips", "flat"}
+
+
+def test_a_run_without_discriminator_is_refused(trained, tmp_path, capsys):
+    settings = Settings(model="autoencoder", mask_penalty=0.0, frames=4, size=8, width=4)
+    networks = {"generator": build_generator(settings)}
+    save_checkpoint(tmp_path / "run", 1, networks, {}, settings)
+    assert run(tmp_path / "run", "--data", "synthetic-motions", "--out", tmp_path / "o") == 2
+    assert "--model autoencoder has no discriminator" in capsys.readouterr().err
+    assert run(trained, "--data", "synthetic-motions", "--out", "/proc/o") == 2
+    assert "/proc/o: cannot be written" in capsys.readouterr().err
 
 
 def test_the_extra_is_named_where_it_is_missing(trained, monkeypatch, capsys):

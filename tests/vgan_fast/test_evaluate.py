@@ -166,12 +166,17 @@ BAD = {
     "false trust": (["RUN", "--detector-file", "FILE", "--trust", "00"], "not the trusted 00"),
     "own discriminators": (["RUN", "OTHER", "--detector", "discriminator"], "--detector-run"),
     "other sizes": (["RUN", "SMALL"], "evaluate them apart"),
+    "other cut": (["RUN", "STRIDE", "--data", "synthetic"], "another --stride or --fps"),
+    "too small to compare": (
+        ["--compare", "c", "--preset", "short", "--steps", 1, "--detector-run", "SMALL"],
+        "the detector discriminator:",
+    ),
+    "nowhere": (["RUN", "--out", "/proc/r.json"], "/proc/r.json: cannot be written"),
     "other data": (["RUN", "ELSEWHERE"], "choose with --data"),
     "small for random": (["SMALL"], "takes clips from 9 frames"),
     "future": (["FUTURE"], "goes on from given frames"),
     "no run": (["EMPTY"], "holds no checkpoint"),
     "split": (["RUN", "--split", "test"], "--split test"),
-    "motions": (["RUN", "--data", "synthetic-motions"], "synthetic-motions: has no held-out"),
     "no data": (["RUN", "--data", "absent"], "absent"),
     "mixed": (["RUN", "FILE"], "stored results only"),
     "no result": (["FILE"], "is no result"),
@@ -187,6 +192,8 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
     places = {"RUN": runs[0], "OTHER": runs[1], "FILE": detector_file[0]}
     if "SMALL" in arguments:
         places["SMALL"] = make(tmp_path / "small", frames=4)
+    if "STRIDE" in arguments:
+        places["STRIDE"] = make(tmp_path / "stride", data="elsewhere", stride=3)
     if "ELSEWHERE" in arguments:
         places["ELSEWHERE"] = make(tmp_path / "elsewhere", data="somewhere")
     if "FUTURE" in arguments:

@@ -153,6 +153,9 @@ def test_a_broken_image_among_many_is_skipped_and_counted(trained, images, tmp_p
         (["--image", "broken.png"], "--image broken.png: nothing can be read (no image"),
         (["--image", "i.png", "--out", "o.txt"], "--out o.txt: must end in .gif, .mp4 or .png"),
         (["--image", "i.png", "--units", "u.gif"], "--units u.gif: must end in .png"),
+        (["--image", "i.png", "--units", "u.png", "--out", "u.png"], "--units u.png: is --out"),
+        (["--image", "i.png", "--units", "/proc/u.png"], "u.png: cannot be written"),
+        (["--image", "i.png", "--units", "/proc/u.png"], "choose another --units"),
         (["--image", "i.png", "--units-layer", "1"], "--units-layer is for --units"),
         (
             ["--image", "i.png", "--units", "u.png", "--units-layer", "9"],

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def test_dry_run_and_refused_options_write_nothing(tmp_path, monkeypatch, capsys
         (["--model", "future", "--reconstruction-weight", "-1"], "--reconstruction-weight -1"),
         (["--model", "autoencoder", "--loss", "hinge"], "--loss: --model autoencoder has no"),
         (["--model", "autoencoder", "--mask-penalty", "1"], "--mask-penalty: not with --model"),
-        (["--history"], "--history: no run in ./runs holds a checkpoint"),
+        (["--history", "--steps", "9"], "--history: goes with --out alone"),
         (["--data", "no-such-folder"], "no-such-folder"),
         (["--flip"], "--flip is for files: name some with --data"),
         (["--fps", "10"], "--fps is for files"),
@@ -406,7 +407,12 @@ def test_profile_writes_a_trace_and_trains_no_further(tmp_path, capsys):
     assert "Self CPU" in capsys.readouterr().out
 
 
-def test_the_history_of_a_run_is_drawn_and_nothing_else_done(trained, tmp_path, capsys):
+def test_the_history_of_a_run_is_drawn_and_nothing_else_done(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(train, "--history") == 2
+    assert "--history: no run in ./runs holds a checkpoint" in capsys.readouterr().err
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     assert run(train, "--history", "--out", trained) == 0
     picture = trained / "history.png"
@@ -423,6 +429,16 @@ def test_the_history_of_a_run_is_drawn_and_nothing_else_done(trained, tmp_path, 
     assert (shown[-200:-100].min(axis=(1, 2)) < 200).mean() > 0.9
     assert run(train, "--history", "--out", tmp_path) == 2
     assert f"{tmp_path}: holds no history" in capsys.readouterr().err
+    assert run(train, "--history", "--out", tmp_path / "absent") == 2
+    assert "absent: no such run" in capsys.readouterr().err
+    damaged = tmp_path / "damaged"
+    shutil.copytree(trained, damaged)
+    strip = sorted((damaged / "pictures").glob("*.png"))[0]
+    for content in (b"", strip.read_bytes()[:60]):
+        strip.write_bytes(content)
+        assert run(train, "--history", "--out", damaged) == 2
+        assert f"{strip}: is missing or damaged" in capsys.readouterr().err
+    assert not (damaged / "history.png").exists()
 
 
 @pytest.mark.parametrize("model", ["future", "autoencoder"])

@@ -135,14 +135,12 @@ class Detector:
                     "another --detector-size"
                 ) from error
         made = tuple(made) if isinstance(made, tuple | list) else (made, None)
-        fitting = len(made) == 2 and all(
-            of is None or (isinstance(of, Tensor) and of.ndim == 2 and len(of) == len(clips))
-            for of in made
-        )
-        if not fitting or made[0] is None or not torch.isfinite(made[0]).all():
+        fitting = len(made) == 2 and all(of is None or _fits(of, len(clips)) for of in made)
+        if not fitting or made[0] is None:
             raise UserError(
                 f"--detector-file: of clips {tuple(clips.shape)} it must make finite features "
-                f"({len(clips)}, D), or those and class logits ({len(clips)}, C)"
+                f"({len(clips)}, D), or those and class logits ({len(clips)}, C), two "
+                "columns at least"
             )
         features, logits = made
         return features.double().cpu(), None if logits is None else logits.double().cpu()
@@ -222,6 +220,13 @@ def features(extractor: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     """Features (clips, D), fp64, of batches of clips (N, 3, T, H, W) in [-1, 1]."""
     with torch.inference_mode():
         return torch.cat([extractor(batch.float()).double() for batch in batches])
+
+
+def _fits(made: object, count: int) -> bool:
+    """Whether it is features, or logits, of so many clips."""
+    if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != count:
+        return False
+    return made.shape[1] >= 2 and bool(torch.isfinite(made).all())
 
 
 def _hash_of(network: nn.Module) -> str:

@@ -85,7 +85,11 @@ class Evaluation:
             held_out=real.held_out,
             frames=clip[0],
             size=clip[1],
+            stride=real.cut.stride,
+            fps=real.cut.fps,
+            min_frames=real.cut.min_frames,
             count=count,
+            training_count=there,
             seed=seed,
             detector=detector.label,
             detector_sha256=detector.sha256,
@@ -115,7 +119,7 @@ class Evaluation:
                 for name, of in sets.items()
             ],
             [
-                Preference(a, b, self._number(preference, [scores[a], scores[b]], True))
+                Preference(a, b, self._number(preference, [scores[a], scores[b]], (0, 1), True))
                 for a, b in itertools.combinations(sets, 2)
             ],
         )
@@ -135,10 +139,12 @@ class Evaluation:
             name=name,
             checkpoint=checkpoint and str(checkpoint),
             step=checkpoint and int(checkpoint.name.removeprefix("step-")),
-            frechet=self._number(frechet_distance, [seen.features, self.reference.features]),
+            frechet=self._number(
+                frechet_distance, [seen.features, self.reference.features], (0, math.inf)
+            ),
             inception=None
             if seen.logits is None
-            else self._number(inception_score, [seen.logits], True),
+            else self._number(inception_score, [seen.logits], (1, math.inf), True),
             statistics={
                 **seen.statistics,
                 "motion / real": _ratio(seen, self.reference, "motion"),
@@ -150,9 +156,11 @@ class Evaluation:
             },
         )
 
-    def _number(self, statistic, samples: list[Tensor], cheap: bool = False) -> Number:
+    def _number(
+        self, statistic, samples: list[Tensor], bounds: tuple[float, float], cheap: bool = False
+    ) -> Number:
         resamples = max(SHARES_RESAMPLED, self._resamples) if cheap else self._resamples
-        return bootstrap(statistic, samples, resamples, self._seed)
+        return bootstrap(statistic, samples, resamples, self._seed, bounds)
 
 
 def _ratio(seen: Seen, real: Seen, name: str) -> float:

@@ -30,6 +30,7 @@ class RealClips:
         folder: where decoded videos go, unless the settings name a place.
 
     Attributes:
+        cut: settings that say how clips are cut from files.
         count: how many there are; infinite for synthetic clips.
         fingerprint: changes when the files do.
         held_out: whether no clip is of the files that runs are trained on.
@@ -43,17 +44,12 @@ class RealClips:
         self._folder = folder
         plain = {f.name: f.default for f in dataclasses.fields(Augmentation)}
         # Cut one after the other, clips of a file share no frame; one a batch, none is dropped.
-        self._settings = dataclasses.replace(settings, **plain)
+        self._settings = self.cut = dataclasses.replace(settings, **plain)
         if settings.data in SYNTHETIC:
             if split not in ("train", "held-out"):
                 raise UserError(f"--split {split}: synthetic clips are train or held-out")
             self.count, self.fingerprint = math.inf, synthetic_source(settings.data).fingerprint
             return
-        if settings.data in SYNTHETIC:
-            raise UserError(
-                f"--data {settings.data}: has no held-out clips to evaluate against; use synthetic "
-                "or files"
-            )
         data = Path(settings.data)
         if (split in HELD_OUT and not (data / PREPARED).is_file()) or split == "held-out":
             raise UserError(

@@ -19,7 +19,9 @@ class Protocol:
         split: which clips of the data the real ones are.
         held_out: whether the real clips are other ones than those trained on.
         frames, size: of the clips.
+        stride, fps, min_frames: how clips are cut from files, as of `vgan_fast.train`.
         count: clips of each set: samples, reference, and the other real ones.
+        training_count: training clips looked at for copies.
         seed: of the codes and of the resampling.
         detector: its label.
         detector_sha256: of its weights, or of its TorchScript file.
@@ -34,7 +36,11 @@ class Protocol:
     held_out: bool
     frames: int
     size: int
+    stride: int
+    fps: float | None
+    min_frames: int
     count: int
+    training_count: int
     seed: int
     detector: str
     detector_sha256: str
@@ -143,7 +149,9 @@ class Result:
                 of["made_by"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: is no result of vgan_fast.evaluate ({error!r})") from error
+            # What cannot be decoded holds the whole file.
+            reason = "no text" if isinstance(error, UnicodeDecodeError) else repr(error)
+            raise UserError(f"{path}: is no result of vgan_fast.evaluate ({reason})") from error
 
 
 def refuse_mixed(protocols: dict[str, Protocol]) -> None:

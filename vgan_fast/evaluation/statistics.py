@@ -1,5 +1,6 @@
 """How sure a number is, and which of two sets of clips looks more real to a detector."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,11 @@ LEVEL = 0.95
 
 
 def bootstrap(
-    statistic: Callable[..., float], samples: list[Tensor], resamples: int, seed: int = 0
+    statistic: Callable[..., float],
+    samples: list[Tensor],
+    resamples: int,
+    seed: int = 0,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Number:
     """`statistic(*samples)` with its centred bootstrap interval over the rows of each sample.
 
@@ -20,7 +25,7 @@ def bootstrap(
     it has fewer distinct ones than the sample, and statistics that shrink with the count, such as
     the Fréchet distance, come out too large: only the spread of the resampled values is used, laid
     around the estimate. The bias that the estimate itself has by its count stays in: the
-    real-against-real floor shows that one.
+    real-against-real floor shows that one. The interval ends where the statistic does, at `bounds`.
     """
     generator = torch.Generator().manual_seed(seed)
     estimate = statistic(*samples)
@@ -34,7 +39,8 @@ def bootstrap(
     bias = float(drawn.mean()) - estimate
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = drawn.quantile(tails).tolist()
-    return Number(estimate, low - bias, high - bias, bias)
+    least, most = bounds
+    return Number(estimate, max(low - bias, least), min(high - bias, most), bias)
 
 
 class Realism:

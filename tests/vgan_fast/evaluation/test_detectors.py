@@ -29,6 +29,9 @@ class Corner(nn.Module):
         return clips[:, :, 0, 0]
 
 
+BAD_OUTPUTS = ["three dimensions", "a scalar", "one column", "logits that are no numbers"]
+
+
 class Wrong(nn.Module):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         return clips.mean()
@@ -120,7 +123,18 @@ def test_frames_are_scaled_for_a_file():
     torch.testing.assert_close(features[:, 0], torch.tensor([0.25, -0.5]).double())
 
 
-@pytest.mark.parametrize("network", [Corner(), Wrong()], ids=["three dimensions", "a scalar"])
+class Narrow(nn.Module):
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips.mean((2, 3, 4))[:, :1]
+
+
+class Unsure(nn.Module):
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = clips.mean((2, 3, 4))
+        return features, features * torch.nan
+
+
+@pytest.mark.parametrize("network", [Corner(), Wrong(), Narrow(), Unsure()], ids=BAD_OUTPUTS)
 def test_what_a_file_makes_must_be_features(script, network):
     file, sha = script(network)
     with pytest.raises(UserError, match=r"must make finite features \(2, D\)"):

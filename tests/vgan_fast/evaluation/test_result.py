@@ -21,7 +21,11 @@ PROTOCOL = Protocol(
     held_out=True,
     frames=32,
     size=64,
+    stride=1,
+    fps=None,
+    min_frames=1,
     count=100,
+    training_count=200,
     seed=0,
     detector="random:01234567",
     detector_sha256="01234567" * 8,
@@ -35,7 +39,11 @@ OTHER = dict(
     held_out=False,
     frames=16,
     size=32,
+    stride=3,
+    fps=10.0,
+    min_frames=2,
     count=99,
+    training_count=201,
     seed=1,
     detector="random:11234567",
     detector_sha256="1" * 64,
@@ -77,6 +85,10 @@ def test_what_is_no_result_gets_one_line(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=r"r\.json: is no result"):
             Result.load(file)
+    file.write_bytes(bytes(range(256)) * 1000)
+    with pytest.raises(UserError, match=r"r\.json: is no result.*no text") as refused:
+        Result.load(file)
+    assert len(str(refused.value)) < 300
 
 
 def test_every_field_of_the_protocol_but_the_path_keeps_numbers_apart():

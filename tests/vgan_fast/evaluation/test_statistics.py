@@ -27,6 +27,15 @@ def test_the_bootstrap_s_own_bias_is_taken_out_of_the_interval():
     assert bootstrap(frechet_distance, [a, b], 60, seed=1) != interval
 
 
+def test_an_interval_ends_where_the_statistic_does():
+    scores = torch.cat([torch.ones(20), torch.zeros(1)]).double()
+    below = torch.full((20,), 0.5).double()
+    free = bootstrap(preference, [scores, below], 400)
+    assert free.low < 0.9 < free.value < 0.96 < free.high
+    bound = bootstrap(preference, [scores, below], 400, bounds=(0.9, 0.96))
+    assert (bound.value, bound.low, bound.high) == (free.value, 0.9, 0.96)
+
+
 def test_samples_are_resampled_apart():
     a = torch.randn(50, 1, dtype=torch.float64)
     interval = bootstrap(lambda x, y: float((x - y).abs().sum()), [a, a], 20)
