@@ -204,5 +204,7 @@ class Discriminator(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Score each clip; larger means more real (K = 1), or columns generated, real (K = 2)."""
-        x = F.dropout(self.layers[:-1](clip), self.dropout, self.training)
-        return self.layers[-1](x).flatten(1)
+        *body, last = self.layers
+        for layer in body:
+            clip = layer(clip)
+        return last(F.dropout(clip, self.dropout, self.training)).flatten(1)
