@@ -3,10 +3,16 @@
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vgan_fast import generate, predict, sampling, train
+from vgan_fast.checkpoint import save_checkpoint
+from vgan_fast.mixture import LatestCodes
+from vgan_fast.networks import build_generator
 from vgan_fast.pictures import GAP, SHOWN, with_colours_of
+from vgan_fast.sampling import Sampler
+from vgan_fast.settings import Settings
 
 TINY = ["--frames", 4, "--size", 16, "--width", 4, "--latent", 8, "--batch-size", 4]
 TINY += ["--device", "cpu", "--steps", 2]
@@ -187,10 +193,22 @@ def test_a_run_of_another_model_is_refused_by_either_program(trained, images, tm
     assert "use vgan_fast.predict" in capsys.readouterr().err
 
 
-def test_an_autoencoder_s_clips_come_from_its_mixture(trained, tmp_path):
+def test_an_autoencoder_s_clips_are_generated(trained, tmp_path):
     arguments = ["--out", tmp_path / "o.png", "--device", "cpu", "--count", 3, "--streams"]
     assert run(generate, trained / "autoencoder", *arguments) == 0
-    arguments = ["--out", tmp_path / "way.png", "--device", "cpu", "--count", 3, "--to-seed", 1]
-    assert run(generate, trained / "autoencoder", *arguments) == 0
-    way = iio.imread(tmp_path / "way.png").astype(float)
-    assert way.shape[0] == 3 * (SHOWN + GAP) + GAP
+    assert iio.imread(tmp_path / "o.png").shape[0] == 3 * (SHOWN + GAP) + GAP
+
+
+def test_an_autoencoder_s_codes_come_from_its_mixture_and_lie_on_a_line(tmp_path):
+    settings = Settings(model="autoencoder", mask_penalty=0.0, frames=4, size=8, width=2, latent=3)
+    codes = LatestCodes(3)
+    codes.add(torch.tensor([5.0, -7.0, 9.0]) + 0.01 * torch.randn(64, 3))
+    networks = {"generator": build_generator(settings), "codes": codes}
+    save_checkpoint(tmp_path, 1, networks, {}, settings)
+    sampler = Sampler(tmp_path, torch.device("cpu"))
+    drawn = sampler.codes(20, seed=0)
+    torch.testing.assert_close(drawn, torch.tensor([5.0, -7, 9]).expand(20, 3), atol=0.1, rtol=0)
+    way = sampler.codes(3, seed=0, to_seed=1)
+    torch.testing.assert_close(way[0], drawn[0])
+    torch.testing.assert_close(way[2], sampler.codes(1, seed=1)[0])
+    torch.testing.assert_close(way[1], (way[0] + way[2]) / 2)
