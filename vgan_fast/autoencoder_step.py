@@ -11,10 +11,10 @@ from vgan_fast.mixture import LatestCodes
 from vgan_fast.networks import build_encoder, build_generator
 from vgan_fast.sampling import sample_streams
 from vgan_fast.settings import Settings
-from vgan_fast.step import Step
+from vgan_fast.step import Step, Watching
 
 
-class AutoencoderStep(Step):
+class AutoencoderStep(Watching, Step):
     """Trains an encoder and the two-stream generator as its decoder (paper, "Baseline").
 
     The encoder has the discriminator's layers with an output for each entry of the latent code; the
@@ -32,17 +32,11 @@ class AutoencoderStep(Step):
         self.encoder = build_encoder(settings).to(device)
         self.generator = build_generator(settings).to(device)
         self.codes = LatestCodes(settings.latent).to(device)
-        self._watched: Tensor | None = None  # frames of the clips that pictures show
         networks = {"encoder": self.encoder, "generator": self.generator}
         super().__init__(settings, networks, dict.fromkeys(networks, settings.lr), make_graph)
 
-    def __call__(self, frames: Tensor) -> dict[str, Tensor]:
-        """See `Step.__call__`: `error`, the mean squared error, and `mask`, the mask's mean."""
-        if self._watched is None:
-            self._watched = frames.clone()
-        return super().__call__(frames)
-
     def _train(self, frames: Tensor) -> dict[str, Tensor]:
+        """See `Step.__call__`: `error`, the mean squared error, and `mask`, the mask's mean."""
         clips = self._clips(frames)
         with self._autocast():
             codes = self.encoder(clips)
@@ -62,22 +56,10 @@ class AutoencoderStep(Step):
         """See `Step.networks`."""
         return {"encoder": self.encoder, "generator": self.generator, "codes": self.codes}
 
-    def state_dict(self) -> dict:
-        """See `Step.state_dict`."""
-        return {**super().state_dict(), "watched": self._watched}
-
-    def load_state_dict(self, state: dict) -> None:
-        """See `Step.load_state_dict`."""
-        watched = state["watched"]  # None where no step was done
-        self._watched = watched if watched is None else watched.to(self.device)
-        super().load_state_dict(state)
-
     @torch.no_grad()
     def sample(self, count: int) -> dict[str, Tensor]:
         """Clips of the first batch ("real") and their reconstructions with their streams."""
-        if self._watched is None:
-            raise RuntimeError("pictures show clips of the first batch: train on one first")
-        clips = self._clips(self._watched[:count])
+        clips = self._clips(self.watched(count))
         self.encoder.eval()
         with self._autocast():
             made = sample_streams(self.generator, self.encoder(clips))

@@ -76,9 +76,8 @@ class Sampler:
         """Clips by stream (`sample_streams`), `BATCH` codes at a time; the next overwrite them."""
         made = sample_batches(self.generator, codes.to(self._device), self._graph, streams)
         while True:
-            with autocast_of(
-                self.settings, self._device
-            ):  # Not around the yield: it would reach the caller's work.
+            # Not around the yield: it would reach the caller's work.
+            with autocast_of(self.settings, self._device):
                 clips = next(made, None)
             if clips is None:
                 return

@@ -10,6 +10,7 @@ from vgan_fast.graph import CudaGraph, Graph, Replayed
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.settings import Settings
 
+WATCHED = 16  # clips kept for pictures
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -130,3 +131,35 @@ class Step(abc.ABC):
             fused=not self.plain,
             capturable=not self.plain,
         )
+
+
+class Watching:
+    """Goes before a `Step` whose pictures go on from real clips: keeps some of the first batch."""
+
+    _watched: Tensor | None = None  # frames uint8 (few, T, H, W, 3)
+
+    def __call__(self, *batch: Tensor) -> dict[str, Tensor]:
+        """See `Step.__call__`."""
+        if self._watched is None:
+            self._watched = batch[0][:WATCHED].clone()
+        return super().__call__(*batch)
+
+    def state_dict(self) -> dict:
+        """See `Step.state_dict`."""
+        return {**super().state_dict(), "watched": self._watched}
+
+    def load_state_dict(self, state: dict) -> None:
+        """See `Step.load_state_dict`."""
+        watched = state["watched"]  # None where no step was done
+        self._watched = watched if watched is None else watched.to(self.device)
+        super().load_state_dict(state)
+
+    def watched(self, count: int) -> Tensor:
+        """The same clips at every call, up to `WATCHED`: frames uint8 (count, T, H, W, 3).
+
+        Raises:
+            RuntimeError: before the first batch.
+        """
+        if self._watched is None:
+            raise RuntimeError("pictures show clips of the first batch: train on one first")
+        return self._watched[:count]
