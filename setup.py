@@ -41,6 +41,7 @@ setup(
         *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),
         "vgan_fast.loaders",
         "vgan_fast.loaders.preparation",
+        "vgan_fast.restoration",
         "vgan_fast.study",
         "vgan_fast.transfer",
     ],

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vgan_fast.errors import UserError
 
-from .cache import decode_videos
-from .decode import decode_source
 from .decoders import UndecodableError, upright_image
-from .search import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source, natural_key
+from .search import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
+from .whole import decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +58,18 @@ def read_beginnings(
             except Exception as error:  # damaged images raise whatever their format does
                 reason = error if isinstance(error, UndecodableError) else f"no image ({error})"
                 broken[file] = " ".join(str(reason).split())
-    videos = {
-        file: Source(Path(os.path.abspath(file)), "video")
-        for file in files
-        if file.suffix.lower() in VIDEO_SUFFIXES
-    }
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
-        with tempfile.TemporaryDirectory(prefix="vgan_fast-") as folder:
-            decoded, skipped = decode_videos(
-                list(dict.fromkeys(videos.values())),
-                Path(folder),
-                short_side=2 * size,
-                fps=None,
-                workers=workers,
-                decode=partial(decode_source, most=frames),
-            )
-            clips = {of.source: of.read(0, of.length) for of in decoded}
-        for file, source in videos.items():
-            if source.path in clips:
-                read[file] = np.stack([_square(frame, size) for frame in clips[source.path]])
-            else:
-                broken[file] = skipped[source.path]
+        with decoded(videos, most=frames, short_side=2 * size, workers=workers) as (found, skipped):
+            for file, of in found.items():
+                clip = of.read(0, of.length)
+                read[file] = np.stack([_square(frame, size) for frame in clip])
+        broken |= skipped
     if not read:
         named = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         reason = f"{next(iter(broken.values()))}" if broken else "no image or video there"
         raise UserError(f"--image {named}: nothing can be read ({reason}); name other files")
-    found = [Beginning(file, _lengthened(read[file], frames)) for file in files if file in read]
-    return found, broken
+    return [Beginning(of, _lengthened(read[of], frames)) for of in files if of in read], broken
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -41,29 +41,36 @@ DECODERS = {
 
 
 def decode_source(
-    source: Path, target: Path, decoder: str, settings: Settings, most: int | None = None
+    source: Path,
+    target: Path,
+    decoder: str,
+    settings: Settings,
+    start: int = 0,
+    most: int | None = None,
 ) -> float | None:
     """Write the frames of `source` to `target`: a `.npy` of uint8 (F, H, W, 3), RGB.
 
-    Two frames are held at a time; see `DecodedFrames` for what they are. Of more than `most` the
-    first ones are written.
+    Two frames are held at a time; see `DecodedFrames` for what they are. They are written from
+    `start` on, the first being 0, and up to `most` of them.
 
     Returns:
         The frames a second of what is stored; None where neither time stamps nor header tell.
 
     Raises:
-        UndecodableError: the decoder yields no frame, too many, or absurd ones.
+        UndecodableError: the decoder yields no frame `start`, too many, or absurd ones.
         OSError: `target` cannot be written.
     """
     decoded = DecodedFrames(source, decoder, settings)
     count = height = width = 0
     with open(target, "wb") as file:
-        for pixels in itertools.islice(decoded, most):
+        for pixels in itertools.islice(decoded, start, None if most is None else start + most):
             if count == 0:
                 height, width = pixels.shape[:2]
                 _write_header(file, count, height, width)
             count += 1
             file.write(pixels)
+        if count == 0:
+            raise UndecodableError(f"it ends before frame {start} (the first is 0)")
         file.seek(0)
         _write_header(file, count, height, width)
     return decoded.rate
@@ -107,7 +114,8 @@ class DecodedFrames:
             if size is None:
                 check_size(*picture.square)  # the container's figures may have lied
                 size = stored_size(picture.square, self._settings.short_side)
-            pixels = _scaled(picture.pixels, *size)
+            # A stream that changes size midway keeps its first.
+            pixels = scaled(picture.pixels, *size)
             for _ in range(copies):
                 yield pixels
         if size is None:
@@ -188,8 +196,8 @@ def _at_rate(
             yield last, upto - stored
 
 
-def _scaled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the pixels at that size: a stream that changes size midway keeps its first."""
+def scaled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the pixels (H, W, 3) or (H, W) averaged down to that size."""
     import cv2
 
     if pixels.shape[:2] == (height, width):

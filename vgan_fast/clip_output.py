@@ -60,4 +60,22 @@ def is_whole(out: Path) -> bool:
         raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
     if not out.suffix and out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")
+    if out.suffix and out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file, or a folder without {out.suffix}")
     return bool(out.suffix)
+
+
+class Names:
+    """File names after the inputs', each given once."""
+
+    def __init__(self):
+        self._given: set[str] = set()
+
+    def of(self, source: Path, suffix: str) -> str:
+        """The next name for what is made of `source`, with that suffix."""
+        name, number = source.stem, 1
+        while (given := f"{name}.{suffix}") in self._given:
+            number += 1
+            name = f"{source.stem}-{number}"
+        self._given.add(given)
+        return given

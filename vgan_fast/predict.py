@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vgan_fast.cli import Program
-from vgan_fast.clip_output import WHOLE, is_whole, output_options
+from vgan_fast.clip_output import WHOLE, Names, is_whole, output_options
 from vgan_fast.errors import UserError
 
 # PyTorch is imported where it is used: processes that decode videos run this file's top once more.
@@ -107,7 +107,7 @@ def main(
 
     animated = (out.suffix or f".{each}") != ".png"
     picture_of = animated_grid if animated else film_strip
-    made, named, first = [], _Names(), 0
+    made, named, first = [], Names(), 0
     for clips in sampler.batches(conditions, streams):
         given = np.stack([of.frames for of in inputs[first : first + len(clips["video"])]])
         shown = {name: as_frames(clip) for name, clip in clips.items()}
@@ -128,21 +128,6 @@ def main(
     skipped = f", {len(broken)} skipped" if broken else ""
     print(f"{len(inputs)} predictions from {sampler.checkpoint}: {out}{skipped}")
     return 0
-
-
-class _Names:
-    """File names after the inputs', each given once."""
-
-    def __init__(self):
-        self._given: set[str] = set()
-
-    def of(self, source: Path, suffix: str) -> str:
-        name, number = source.stem, 1
-        while (given := f"{name}.{suffix}") in self._given:
-            number += 1
-            name = f"{source.stem}-{number}"
-        self._given.add(given)
-        return given
 
 
 if __name__ == "__main__":
