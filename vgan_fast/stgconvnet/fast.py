@@ -93,7 +93,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, layer: Layer) -> Tensor:
         n, t, h, w, c = x.shape
         taps, stride = layer.kernel[0], layer.stride[0]
         # Moments that a position sees, one after the other: (N, made, taps, H * W * C).
-        rows = x.view(n, t, h * w * c).unfold(1, taps, stride).transpose(2, 3)
+        rows = x.reshape(n, t, h * w * c).unfold(1, taps, stride).transpose(2, 3)
         made = F.linear(rows.flatten(2), weight.permute(0, 2, 3, 4, 1).flatten(1), bias)
         return made[:, :, None, None]
     if _in_cells(layer, x.device):
