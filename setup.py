@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.10",
     packages=[
         "vgan_fast",
+        "vgan_fast.baselines",
         "vgan_fast.evaluation",
         "vgan_fast.kernels",
         *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),

@@ -1,0 +1,1 @@
+"""Older methods that recovered and synthesised clips are compared with."""

@@ -1,0 +1,351 @@
+"""A Markov random field over space and time, sampled where a clip is occluded.
+
+The recovery baseline of "Synthesizing Dynamic Patterns by Spatial-Temporal Generative ConvNet"
+(CVPR 2017, experiment 4): pairwise L1 or L2 potentials, Gibbs sampling. The field here is
+
+    p(x) ~ exp(-w_space sum phi(x_i - x_j) - w_time sum phi(x_i - x_j)),  x in [0, 255],
+
+over the pairs of neighbours in space and in time, phi(d) = |d| or d^2, each channel on its own.
+The paper does not say how it weighs them. So that the baseline is a strong one, both weights are
+fitted to what is visible of each clip, by maximum pseudo-likelihood.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vgan_fast.errors import UserError
+
+LEVELS = 255.0  # the field lives on [0, LEVELS]
+LEAST_WEIGHT = 1e-8  # pairs that repel would ask for less: the field needs them coupled
+FITTED_SITES = 30_000  # drawn from the visible ones: weights to within a percent or so
+FEWEST_COMPLETE = 200  # sites with all neighbours visible, for the fit to be made on them alone
+CHUNK = 1 << 15  # sites drawn at once: bounds the memory of a sweep to some 50 MB
+SOLVER_STEPS = 500
+
+Potential = Literal["l1", "l2"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of pairs in space and in time: per grey level (L1) or per squared grey level (L2)."""
+
+    space: float
+    time: float
+
+
+def recover(
+    clip: np.ndarray,
+    occluded: np.ndarray,
+    *,
+    potential: Potential,
+    sweeps: int,
+    samples: int,
+    seed: int,
+) -> np.ndarray:
+    """Draws of a clip's occluded pixels given its visible ones.
+
+    The chain starts at a draw of the Gaussian field with fitted L2 weights, which one linear
+    system gives whatever the holes' size: for L2 that is the field itself but for its ends at 0
+    and 255, so that the sweeps need not carry values into the middle of a large hole. After
+    `sweeps` sweeps the first sample is taken, and each further one `sweeps // 5` (at least one)
+    sweeps later.
+
+    Args:
+        clip: (T, H, W, 3) uint8; what it holds at occluded pixels does not matter.
+        occluded: (T, H, W) bool.
+        potential: "l1" or "l2".
+        sweeps: before the first sample, >= 1.
+        samples: >= 1.
+        seed: of the sites that are fitted to and of all draws.
+
+    Returns:
+        (samples, T, H, W, 3) fp32 in [0, 255], the visible pixels as they were.
+
+    Raises:
+        UserError: with everything occluded, or no two neighbours visible.
+        ValueError: on other shapes, types or counts.
+    """
+    check_clip(clip, occluded)
+    if potential not in ("l1", "l2") or sweeps < 1 or samples < 1:
+        raise ValueError(
+            "needs potential 'l1' or 'l2', sweeps >= 1 and samples >= 1, got "
+            f"{potential!r}, {sweeps} and {samples}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = fit_weights(clip, occluded, "l2", seed)
+    weights = gaussian if potential == "l2" else fit_weights(clip, occluded, "l1", seed)
+    values = torch.from_numpy(clip).float()
+    values = Field(occluded, "l2", gaussian).gaussian_draw(values, generator).clamp(0, LEVELS)
+    field = Field(occluded, potential, weights)
+    drawn = np.empty((samples, *clip.shape), np.float32)
+    for sample in range(samples):
+        for _ in range(sweeps if sample == 0 else max(1, sweeps // 5)):
+            values = field.sweep(values, generator)
+        drawn[sample] = values.numpy()
+    return drawn
+
+
+def check_clip(clip: np.ndarray, occluded: np.ndarray) -> None:
+    """Raise unless `clip` is uint8 (T, H, W, 3), `occluded` bool (T, H, W) and some is visible."""
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
+        raise ValueError(f"a clip must be uint8 (T, H, W, 3), got {clip.dtype} {clip.shape}")
+    if occluded.dtype != np.bool_ or occluded.shape != clip.shape[:3]:
+        raise ValueError(
+            f"occlusions must be bool {clip.shape[:3]}, got {occluded.dtype} {occluded.shape}"
+        )
+    if occluded.all():
+        raise UserError("every pixel of the clip is occluded: leave some to recover the rest from")
+
+
+def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, seed: int) -> Weights:
+    """Weights of greatest pseudo-likelihood: the product of visible sites' conditionals.
+
+    Of sites whose neighbours are all visible, `FITTED_SITES` at most. Where there are too few of
+    those, or they have no neighbour in space or in time, of all visible sites given the neighbours
+    that are visible. A kind of pair that is never visible takes the other kind's weight. Whole grey
+    levels are spread evenly over the step that they stand for, lest equal neighbours look closer
+    than a camera can tell.
+
+    Args and errors as in `recover`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lattice = _Lattice(occluded.shape)
+    visible = lattice.pad(torch.from_numpy(~occluded))
+    sites = visible.nonzero()[:, 0]
+    sites = sites[torch.randperm(len(sites), generator=generator)]
+    reach = lattice.neighbours(sites)
+    used = visible[reach]
+    complete = (used == lattice.inside[reach]).all(1)
+    if complete.sum() >= FEWEST_COMPLETE and (_kinds(used[complete]) == _kinds(used)).all():
+        sites, used = sites[complete], used[complete]
+    has_pair = used.any(1)
+    sites, used = sites[has_pair][:FITTED_SITES], used[has_pair][:FITTED_SITES]
+    kinds = _kinds(used)
+    if not kinds.any():
+        raise UserError("no two neighbouring pixels are visible: a field cannot be fitted")
+    levels = torch.from_numpy(clip).double()
+    levels += torch.rand(levels.shape, generator=generator, dtype=torch.float64)
+    values = lattice.pad(levels * LEVELS / (LEVELS + 1))
+    centre = values[sites]
+    around = values[lattice.neighbours(sites)].movedim(1, 2)
+    used = used.unsqueeze(1).double()
+    log_density = _log_density_l1 if potential == "l1" else _log_density_l2
+
+    # Where pairs differ by d, |d| w and d^2 w are about one: a start of the right size.
+    spread = ((around - centre.unsqueeze(2)).abs() * used).sum() / (3 * used.sum())
+    start = -spread.log() * (1 if potential == "l1" else 2)
+    logs = start.repeat(2).requires_grad_()
+    optimiser = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        weights = logs.exp()[_KIND] * used
+        value = -log_density(centre, around, weights).mean()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    space, time = logs.detach().exp().clamp(min=LEAST_WEIGHT).tolist()
+    return Weights(space if kinds[0] else time, time if kinds[1] else space)
+
+
+_KIND = torch.tensor([1, 1, 0, 0, 0, 0])  # of each neighbour: 0 in space, 1 in time
+
+
+def _kinds(used: Tensor) -> Tensor:
+    """Whether pairs in space and in time occur among `used` (n, 6)."""
+    return torch.stack([used[:, 2:].any(), used[:, :2].any()])
+
+
+class _Lattice:
+    """Sites of a (T, H, W) volume in a flat one that is padded by one on each side."""
+
+    def __init__(self, shape: tuple[int, int, int]):
+        self.shape = shape
+        _, height, width = (side + 2 for side in shape)
+        steps = torch.tensor([height * width, width, 1])
+        self.steps = steps
+        self._offsets = torch.stack([-steps, steps], dim=1).flatten()
+        self.inside = self.pad(torch.ones(shape, dtype=torch.bool))
+
+    def pad(self, volume: Tensor) -> Tensor:
+        """Of (T, H, W, ...) the flat padded volume, with zeros around."""
+        padded = volume.new_zeros(*(side + 2 for side in self.shape), *volume.shape[3:])
+        padded[1:-1, 1:-1, 1:-1] = volume
+        return padded.flatten(0, 2)
+
+    def unpad(self, flat: Tensor) -> Tensor:
+        """The inverse of `pad`."""
+        return flat.unflatten(0, [side + 2 for side in self.shape])[1:-1, 1:-1, 1:-1]
+
+    def neighbours(self, sites: Tensor) -> Tensor:
+        """Flat places (n, 6) of the neighbours of sites (n,): before, after; above, below; ..."""
+        return sites.unsqueeze(1) + self._offsets
+
+
+class Field:
+    """The field on a clip's lattice, of which only the occluded sites are drawn.
+
+    Args:
+        occluded: (T, H, W) bool.
+        potential: "l1" or "l2".
+        weights: positive.
+
+    Attributes:
+        colours: two sets of flat padded sites, those of even and those of odd t + h + w. No two
+            sites of a set are neighbours, so that a set is drawn at once.
+    """
+
+    def __init__(self, occluded: np.ndarray, potential: Potential, weights: Weights):
+        self._draw = _draw_l1 if potential == "l1" else _draw_l2
+        self._lattice = _Lattice(occluded.shape)
+        self._weights = torch.tensor([weights.space, weights.time])[_KIND]
+        parity = torch.from_numpy(np.indices(occluded.shape).sum(0) % 2)
+        hidden = torch.from_numpy(occluded)
+        self.colours = [
+            self._lattice.pad(hidden & (parity == colour)).nonzero()[:, 0] for colour in (0, 1)
+        ]
+        self._hidden = self._lattice.pad(hidden).nonzero()[:, 0]
+
+    def sweep(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        """A copy of `values` (T, H, W, 3) fp32 with each occluded site drawn once, given the rest.
+
+        Exact draws of each conditional: a truncated Gaussian (L2), or pieces of exponentials
+        between the neighbours' values (L1).
+        """
+        flat = self._lattice.pad(values)
+        for colour in self.colours:
+            for sites in colour.split(CHUNK):
+                reach, weights = self._around(sites)
+                flat[sites] = self._draw(
+                    flat[reach].movedim(1, 2), weights.unsqueeze(1).expand(-1, 3, -1), generator
+                )
+        return self._lattice.unpad(flat).contiguous()
+
+    def gaussian_draw(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        """A copy of `values` (T, H, W, 3) fp32 with the occluded sites drawn at once, as L2.
+
+        Without the ends at 0 and 255 the L2 field is Gaussian with precision 2 L, L the weighted
+        Laplacian of the lattice: its mean plus (2 L)^-1 times noise of covariance 2 L, one noise
+        for each pair, is an exact draw (perturb and solve). Conjugate gradients solve to a
+        thousandth of the right-hand side.
+        """
+        lattice, hidden = self._lattice, self._hidden
+        reach, weights = self._around(hidden)
+        weights = weights.unsqueeze(2)
+        flat = lattice.pad(values)
+        flat[hidden] = 0
+        target = (weights * flat[reach]).sum(1)
+        # A pair's noise pushes its two ends apart; it lies at the earlier end.
+        noise = torch.zeros_like(target)
+        for axis, step in enumerate(lattice.steps):
+            pushes = torch.randn(flat.shape, generator=generator)
+            before, after = (2 * weights[:, 2 * axis : 2 * axis + 2]).sqrt().unbind(1)
+            noise += before * pushes[hidden - step] - after * pushes[hidden]
+        diagonal = weights.sum(1)
+
+        def laplacian(x: Tensor) -> Tensor:
+            full = torch.zeros_like(flat)
+            full[hidden] = x
+            return diagonal * x - (weights * full[reach]).sum(1)
+
+        flat[hidden] = _solve(laplacian, diagonal, target + noise / 2)
+        return lattice.unpad(flat).contiguous()
+
+    def _around(self, sites: Tensor) -> tuple[Tensor, Tensor]:
+        """Places and weights (n, 6) of the neighbours of sites (n,); weight 0 outside."""
+        reach = self._lattice.neighbours(sites)
+        return reach, self._lattice.inside[reach] * self._weights
+
+
+def _solve(operator, diagonal: Tensor, target: Tensor) -> Tensor:
+    """x with operator(x) = target (n, channels), by conjugate gradients scaled by the diagonal."""
+    x = target / diagonal
+    residual = target - operator(x)
+    scaled = residual / diagonal
+    direction = scaled.clone()
+    size = (residual * scaled).sum(0)
+    goal = 1e-6 * (target * target / diagonal).sum(0)
+    for _ in range(SOLVER_STEPS):
+        if bool((size <= goal).all()):
+            break
+        image = operator(direction)
+        # A channel that is solved has nothing left to divide.
+        length = size / (direction * image).sum(0).clamp(min=1e-30)
+        x = x + length * direction
+        residual = residual - length * image
+        scaled = residual / diagonal
+        before, size = size, (residual * scaled).sum(0)
+        direction = scaled + size / before.clamp(min=1e-30) * direction
+    return x
+
+
+def _pieces_l1(around: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the L1 conditional: ends (..., 8), slopes (..., 7) and energies at the ends (..., 8).
+
+    Between two neighbouring values the energy is linear; `around` and `weights` are (..., 6).
+    """
+    values, order = around.sort(-1)
+    weights = weights.expand_as(around).gather(-1, order)
+    total = weights.sum(-1, keepdim=True)
+    lowest = torch.zeros_like(total)
+    ends = torch.cat([lowest, values, lowest + LEVELS], -1)
+    slopes = torch.cat([-total, 2 * weights.cumsum(-1) - total], -1)
+    steps = (slopes * ends.diff(dim=-1)).cumsum(-1)
+    first = (weights * values).sum(-1, keepdim=True)
+    return ends, slopes, torch.cat([first, first + steps], -1)
+
+
+def _log_masses_l1(ends: Tensor, slopes: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the integrals of exp(-energy) over the pieces, and their |energy steps|."""
+    widths = ends.diff(dim=-1)
+    # (1 - exp(-u)) / u tends to 1 as the piece gets flat.
+    falls = (slopes * widths).abs().clamp(min=1e-6)
+    lower = torch.minimum(energies[..., :-1], energies[..., 1:])
+    return (widths * -torch.expm1(-falls) / falls).clamp(min=1e-30).log() - lower, falls
+
+
+def _log_density_l1(centre: Tensor, around: Tensor, weights: Tensor) -> Tensor:
+    energy = (weights * (centre.unsqueeze(-1) - around).abs()).sum(-1)
+    return -energy - _log_masses_l1(*_pieces_l1(around, weights))[0].logsumexp(-1)
+
+
+def _draw_l1(around: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+    ends, slopes, energies = _pieces_l1(around, weights)
+    logs, falls = _log_masses_l1(ends, slopes, energies)
+    shares = logs.softmax(-1).cumsum(-1)
+    uniform = torch.rand((2, *around.shape[:-1]), generator=generator)
+    piece = (shares[..., :-1] < uniform[0].unsqueeze(-1)).sum(-1, keepdim=True)
+    left, right = ends.gather(-1, piece), ends.gather(-1, piece + 1)
+    fall, slope = falls.gather(-1, piece), slopes.gather(-1, piece)
+    # From the likelier end of the piece, an exponential that stops at the other one.
+    way = -torch.log1p(uniform[1].unsqueeze(-1) * torch.expm1(-fall)) / fall * (right - left)
+    return torch.where(slope > 0, left + way, right - way).squeeze(-1)
+
+
+def _gaussian_l2(around: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the L2 conditional: mean, deviation, and the Gaussian's masses below 0 and below 255."""
+    total = weights.sum(-1)
+    mean = (weights * around).sum(-1) / total
+    deviation = (2 * total).rsqrt()
+    below = torch.special.ndtr(-mean / deviation)
+    return mean, deviation, below, torch.special.ndtr((LEVELS - mean) / deviation)
+
+
+def _log_density_l2(centre: Tensor, around: Tensor, weights: Tensor) -> Tensor:
+    mean, deviation, below, upto = _gaussian_l2(around, weights)
+    # Up to the constant log sqrt(2 pi).
+    return -((centre - mean) / deviation).square() / 2 - deviation.log() - (upto - below).log()
+
+
+def _draw_l2(around: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+    # fp64: a quantile near 1 of fp32 would now and then be 1, and infinite. The mean lies within
+    # [0, 255], so that each end cuts off a half at most, and no mass is lost to rounding.
+    mean, deviation, below, upto = _gaussian_l2(around.double(), weights.double())
+    uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float64)
+    normal = torch.special.ndtri(below + uniform * (upto - below))
+    return (mean + deviation * normal).clamp(0, LEVELS).float()
