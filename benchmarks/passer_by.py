@@ -18,12 +18,14 @@ import numpy as np
 from vgan_fast.cli import Program
 from vgan_fast.errors import UserError
 from vgan_fast.files import refuse_unwritable
+from vgan_fast.loaders.preparation.motion import Reference, UnregisteredError, View
 from vgan_fast.loaders.whole import read_clips
 from vgan_fast.pictures import write_picture
 
 SHORT_SIDE = 272  # pixels at which the passer-by is sought
 BRIGHT = 85  # percentile of a pixel's levels at which nobody in dark clothes is left
 SEEN = 5  # frames that must show a pixel of the scene for their median to be taken
+THIN = 3  # pixels of a radius: edges of a scene not quite at rest are thinner than a passer-by
 BLUR = 1.5  # pixels: a standard deviation that smooths water and noise away
 
 
@@ -61,8 +63,8 @@ def main(video: Path, frames: int, out: Path, threshold: int, margin: int) -> in
         raise UserError(f"{video}: {reason}")
     try:
         mask = passer_by(clips[0].frames, threshold, margin)
-    except cv2.error as error:  # where frames do not show the same scene
-        raise UserError(f"{video}: the camera's motion cannot be found ({error.err})") from None
+    except UnregisteredError as error:
+        raise UserError(f"{video}: the camera's motion cannot be found ({error})") from None
     if not mask.any():
         raise UserError(f"{video}: nobody stands out from the scene; lower --threshold")
     height, width = clips[0].filmed
@@ -73,7 +75,11 @@ def main(video: Path, frames: int, out: Path, threshold: int, margin: int) -> in
 
 
 def passer_by(frames: np.ndarray, threshold: int, margin: int) -> np.ndarray:
-    """Where someone in dark clothes is: bool (T, H, W) of frames uint8 (T, H, W, 3)."""
+    """Where someone in dark clothes is: bool (T, H, W) of frames uint8 (T, H, W, 3).
+
+    Raises:
+        UnregisteredError: a frame cannot be brought onto the first one.
+    """
     height, width = frames.shape[1:3]
     around = height // 8, width // 8  # room for what later frames show beside the first
     canvas = width + 2 * around[1], height + 2 * around[0]
@@ -101,33 +107,36 @@ def passer_by(frames: np.ndarray, threshold: int, margin: int) -> np.ndarray:
 
 def _motions(frames: np.ndarray, around: tuple[int, int]) -> list[np.ndarray]:
     """Affine maps (2, 3) from each frame's places to the first's, with room around it."""
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    to_frame, motions = np.eye(2, 3, dtype=np.float32), []
-    for frame in grey:
-        # Sought from the frame before's on, which is near.
-        _, to_frame = cv2.findTransformECC(grey[0], frame, to_frame, cv2.MOTION_AFFINE)
-        motion = cv2.invertAffineTransform(to_frame)
-        motion[:, 2] += around[::-1]
-        motions.append(motion)
-    return motions
+    views = [
+        View(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), b"", number)
+        for number, frame in enumerate(frames)
+    ]
+    reference = Reference(views[0], "similarity")
+    motions = [reference.register(view).matrix[:2] for view in views]
+    shift = np.array([[0, 0, around[1]], [0, 0, around[0]]])
+    return [motion + shift for motion in motions]
 
 
 def _differs(frame: np.ndarray, scene: np.ndarray, threshold: int) -> np.ndarray:
     difference = np.abs(frame - scene).max(axis=2).astype(np.float32)
-    return cv2.GaussianBlur(difference, (0, 0), BLUR) > threshold
+    mask = cv2.GaussianBlur(difference, (0, 0), BLUR) > threshold
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(THIN))
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask bool (H, W), nothing of an empty one."""
+    """The largest connected part of a mask (H, W), nothing of an empty one."""
     if not mask.any():
         return mask
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask)
     return labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * by + 1, 2 * by + 1))
-    return cv2.dilate(mask.astype(np.uint8), disc)
+    return cv2.dilate(mask.astype(np.uint8), _disc(by))
+
+
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
 
 
 def _scene(still: np.ndarray, hidden: np.ndarray, before: np.ndarray) -> np.ndarray:

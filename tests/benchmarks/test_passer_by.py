@@ -6,7 +6,7 @@ import numpy as np
 from benchmarks.passer_by import passer_by
 
 
-def filmed(frames=16, height=96, width=128):
+def filmed(frames=30, height=96, width=160):
     """Frames uint8 (T, H, W, 3) of a bright scene, and where the passer-by is in them."""
     random = np.random.default_rng(0)
     room = 12
@@ -16,13 +16,13 @@ def filmed(frames=16, height=96, width=128):
     clip, masks = [], []
     for number in range(frames):
         world, mask = scene.copy(), np.zeros(scene.shape[:2], bool)
-        left = 20 + 5 * number
+        left = 30 + 3 * number
         mask[40:100, left : left + 14] = True  # the coat
         mask[30:40, left + 3 : left + 11] = True  # the head
         world[mask] = 15
         world[100:, left : left + 14] = scene[100:, left : left + 14]  # legs of the scene's colour
         mask[100:, left : left + 14] = True
-        dy, dx = room + round(4 * np.sin(number)), room + round(5 * np.cos(number / 2))
+        dy, dx = room + round(4 * np.sin(number / 4)), room + round(4 * np.cos(number / 5))
         seen = np.s_[dy : dy + height, dx : dx + width]
         clip.append(world[seen].round().astype(np.uint8))
         masks.append(mask[seen])
