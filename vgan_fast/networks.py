@@ -1,9 +1,14 @@
 """From settings to networks: the form of each that suits the backend and the device."""
 
+import torch
+
 from vgan_fast import cpu, fused, models
 from vgan_fast.kernels.dispatch import Impl
 from vgan_fast.models import Discriminator, OneStreamGenerator, TwoStreamGenerator
 from vgan_fast.settings import Settings
+from vgan_fast.stgconvnet.fast import FastEnergyNetwork
+from vgan_fast.stgconvnet.layers import Sizes
+from vgan_fast.stgconvnet.model import EnergyNetwork
 
 Generator = OneStreamGenerator | TwoStreamGenerator
 
@@ -43,6 +48,15 @@ def build_discriminator(
 def build_encoder(settings: Settings) -> Discriminator:
     """The autoencoder's encoder, freshly initialised, on the CPU: clips to (N, latent)."""
     return _built("Discriminator", settings, settings.latent)
+
+
+def build_energy_network(settings: Settings, sizes: Sizes) -> EnergyNetwork:
+    """STGConvNet for clips of `sizes` (T, H, W), freshly initialised, on the CPU."""
+    layers = settings.network_layers(sizes)
+    if settings.backend == "reference":
+        return EnergyNetwork(layers)
+    bf16 = settings.precision == "bf16"
+    return FastEnergyNetwork(layers, torch.bfloat16 if bf16 else torch.float32)
 
 
 def _built(name: str, settings: Settings, *arguments):

@@ -11,8 +11,14 @@ from typing import Literal
 from vgan_fast.errors import UserError
 from vgan_fast.loaders.augment import Augmentation
 from vgan_fast.shape import ClipShape
+from vgan_fast.stgconvnet.layers import EXPERIMENTS, Layer, Sizes, parse_layers, parse_rates
 
 SYNTHETIC = ("synthetic", "synthetic-motions")  # sets that are drawn, not read
+
+
+# Of a layer's learning rate to that of the layer below it, where the paper has them differ without
+# saying by how much.
+LAYER_RATE = 0.3
 
 
 def _option(default, help: str):
@@ -32,15 +38,15 @@ class Settings:
         "videos, frame images, strips, WebDataset or .npy shards: a folder, a list or one file; or "
         "'synthetic', or 'synthetic-motions', whose classes are motions",
     )
-    model: Literal["two-stream", "one-stream", "future", "autoencoder"] = _option(
+    model: Literal["two-stream", "one-stream", "future", "autoencoder", "stgconvnet"] = _option(
         "two-stream",
         "generator architecture; future: goes on from the first frames of a clip; autoencoder: the "
-        "paper's baseline",
+        "paper's baseline; stgconvnet: no generator but an energy, sampled by Langevin dynamics",
     )
     steps: int = _option(100_000, "total training steps, those before --resume included")
     batch_size: int = _option(64, "clips in a batch; incomplete batches are dropped")
-    frames: int = _option(32, "frames of a clip, a power of two")
-    size: int = _option(64, "height and width of a clip in pixels, a power of two")
+    frames: int = _option(32, "frames of a clip; but for --model stgconvnet a power of two")
+    size: int = _option(64, "height and width of a clip in pixels, likewise")
     width: int = _option(64, "channels of the layer next to the pixels; the others double inwards")
     latent: int = _option(100, "entries of the latent code")
     loss: Literal["cross-entropy", "hinge"] = _option("cross-entropy", "adversarial loss")
@@ -67,6 +73,34 @@ class Settings:
         "l1", "distance of the first frames in the loss of --model future: absolute or squared"
     )
     reconstruction_weight: float = _option(10.0, "weight of that distance")
+    experiment: Literal["1", "2", "2b", "3", "4", "5"] = _option(
+        "1",
+        "layers, sizes and rates of --model stgconvnet by the paper's experiment: 1 textures "
+        "stationary in space and time, 2 in time only (2b: its code's variant for fire), 3 aligned "
+        "actions, 4 incomplete clips, 5 a background (both of vgan_fast.restore)",
+    )
+    layers: str | None = _option(
+        None,
+        "layers of --model stgconvnet as FILTERS@KERNEL/STRIDE, for instance '120@15/7 40@7/3 "
+        "20@2x3x3/1x2x2'; a kernel of * covers what the layer sees  [default: the experiment's]",
+    )
+    layer_rates: str | None = _option(
+        None, "factors of --lr, one a layer, parted by commas  [default: the experiment's]"
+    )
+    growth: Literal["auto", "together", "layers"] = _option(
+        "auto",
+        "learn all layers from the start, or put one more on top after each equal share of the "
+        "steps; auto: layers in experiment 1",
+    )
+    chains: int = _option(3, "clips that --model stgconvnet draws side by side, and keeps")
+    langevin_steps: int = _option(20, "Langevin steps of the chains in each training step")
+    step_size: float = _option(0.3, "size of a Langevin step, in grey levels")
+    reference: Literal["gaussian", "uniform"] = _option(
+        "gaussian", "density that the energy refers to: normal, or flat between 0 and 255"
+    )
+    sigma: float = _option(1.0, "standard deviation of the normal one, in grey levels")
+    temperature: float = _option(1.0, "of the Langevin steps' noise; 0 goes down the energy")
+    metropolis: bool = _option(False, "accept Langevin steps by Metropolis-Hastings")
     average: float = _option(
         0.0, "decay per step of the moving average of the generator used for samples; 0 is off"
     )
@@ -119,7 +153,8 @@ class Settings:
     deterministic: bool = _option(False, "refuse operations that are not repeatable bit for bit")
 
     def __post_init__(self):
-        _ = self.shape, self.augmentation  # which check their values
+        # Which check their values.
+        _ = self.augmentation, self.network_layers() if self._is_energy else self.shape
         for name, annotation in typing.get_type_hints(type(self)).items():
             choices, value = typing.get_args(annotation), getattr(self, name)
             if typing.get_origin(annotation) is Literal and value not in choices:
@@ -154,14 +189,18 @@ class Settings:
             raise UserError(
                 f"--condition {self.condition}: must leave some of the {self.frames} --frames"
             )
-        if self.average and self.model in ("future", "autoencoder"):
+        if self.batch_size < 2 and not self._is_energy:
+            raise UserError(f"--batch-size {self.batch_size}: must be 2 or more: batch norm")
+        if self.average and self.model in ("future", "autoencoder", "stgconvnet"):
             raise UserError(f"--average: not with --model {self.model}; leave it at 0")
-        if self.model == "autoencoder":
+        if self.model in ("autoencoder", "stgconvnet"):
             for name in ("loss", "logits", "schedule", "lr_d"):
                 if getattr(self, name) != getattr(type(self), name):
-                    raise UserError(f"{_flag(name)}: --model autoencoder has no discriminator")
+                    raise UserError(f"{_flag(name)}: --model {self.model} has no discriminator")
             if self.mask_penalty:
-                raise UserError("--mask-penalty: not with --model autoencoder; leave it at 0")
+                raise UserError(f"--mask-penalty: not with --model {self.model}; leave it at 0")
+        if self._is_energy:
+            self._check_energy()
         if self.model == "one-stream" and (self.mask_bias or self.mask_penalty):
             raise UserError(
                 "--model one-stream has no mask: leave --mask-bias and --mask-penalty at 0"
@@ -179,11 +218,48 @@ class Settings:
         if self.graph and self.precision == "fp16":
             raise UserError("--graph: not with --precision fp16: its scaler is not captured")
 
+    def _check_energy(self) -> None:
+        self.factors_of_rates(len(self.network_layers()))
+        for name in ("width", "latent", "mask_bias"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"{_flag(name)}: is for the generators of other models")
+        for name in ("step_size", "sigma"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{_flag(name)} {getattr(self, name)}: must be positive")
+        if self.metropolis and (not self.temperature or self.reference == "uniform"):
+            raise UserError(
+                "--metropolis: needs --reference gaussian and a --temperature above 0"
+            )
+        if self.precision == "fp16":
+            raise UserError(
+                "--precision fp16: not with --model stgconvnet, whose sums exceed its range; use "
+                "fp32 or bf16"
+            )
+
+    @property
+    def _is_energy(self) -> bool:
+        return self.model == "stgconvnet"
+
     @classmethod
     def chosen(cls, preset: str, given: dict) -> "Settings":
         """The settings given on a command line, completed by a preset of `PRESETS`."""
         of_model = _MODEL_PRESETS[preset].get(given.get("model"), {})
+        if given.get("model") == "stgconvnet":
+            of_model = {**of_model, **_OF_EXPERIMENTS[preset].get(given.get("experiment", "1"), {})}
         return cls(**{**PRESETS[preset], **of_model, **given})
+
+    def network_layers(self, sizes: Sizes | None = None) -> tuple[Layer, ...]:
+        """Layers of STGConvNet for clips of `sizes` (T, H, W), by default the settings' own."""
+        sizes = sizes or (self.frames, self.size, self.size)
+        return parse_layers(self.layers or EXPERIMENTS[self.experiment], sizes)
+
+    def factors_of_rates(self, layers: int) -> tuple[float, ...]:
+        """Factors of the learning rate, one for each of STGConvNet's layers."""
+        if self.layer_rates is not None:
+            return parse_rates(self.layer_rates, layers)
+        if self.experiment == "1" or self.layers is not None:
+            return (1.0,) * layers
+        return tuple(LAYER_RATE**i for i in range(layers))
 
     @property
     def shape(self) -> ClipShape:
@@ -239,13 +315,22 @@ _OF_FILES = (
 
 _OF_MODELS = {
     "future": ("encoder", "condition", "reconstruction", "reconstruction_weight"),
+    "stgconvnet": (
+        *("experiment", "layers", "layer_rates", "growth", "chains", "langevin_steps"),
+        *("step_size", "reference", "sigma", "temperature", "metropolis"),
+    ),
 }
 
 _BOUNDS = {
     "condition": (1, 1024),
     "reconstruction_weight": (0, 10**6),
     "steps": (1, 10**8 - 1),
-    "batch_size": (2, 2**16),
+    "batch_size": (1, 2**16),
+    "chains": (1, 2**16),
+    "langevin_steps": (1, 10**6),
+    "step_size": (0, 10**3),
+    "sigma": (0, 10**6),
+    "temperature": (0, 10**6),
     "mask_bias": (-100, 100),
     "mask_penalty": (0, 10**6),
     "min_frames": (1, 10**9),
@@ -277,12 +362,42 @@ PRESETS: dict[str, dict] = {
 _ONE_STREAM = {"mask_penalty": 0.0, "mask_bias": 0.0}  # no mask
 _AUTOENCODER = {"mask_penalty": 0.0, "average": 0.0}
 _FUTURE = {"batch_size": 32, "mask_penalty": 0.0, "average": 0.0}
+_ENERGY = {
+    "mask_penalty": 0.0,
+    "average": 0.0,
+    "mask_bias": 0.0,
+    "width": 64,
+    "lr": 1e-3,
+    "steps": 500,
+    "batch_size": 1,
+    "sample_every": 50,
+    "checkpoint_every": 50,
+}
 _MODEL_PRESETS: dict[str, dict[str | None, dict]] = {
-    "paper": {"one-stream": _ONE_STREAM, "autoencoder": _AUTOENCODER, "future": _FUTURE},
+    "paper": {
+        "one-stream": _ONE_STREAM,
+        "autoencoder": _AUTOENCODER,
+        "future": _FUTURE,
+        "stgconvnet": _ENERGY,
+    },
     "short": {
         "one-stream": _ONE_STREAM,
         "autoencoder": _AUTOENCODER,
         # Found on clips of 16 frames of 16x16: benchmarks/NOTES.md.
         "future": {**_FUTURE, "mask_bias": -1.0, "mask_penalty": 0.5, "lr": 5e-4, "lr_d": 2e-4},
+        "stgconvnet": {**_ENERGY, "steps": 120, "frames": 32, "size": 64},
     },
+}
+# Of STGConvNet's experiments at the paper's sizes; "short" keeps its own. 500 epochs of batches of
+# 10 of 30 clips are 1500 steps.
+_OF_EXPERIMENTS: dict[str, dict[str, dict]] = {
+    "paper": {
+        "1": {"frames": 70, "size": 224},
+        "2": {"frames": 70, "size": 224},
+        "2b": {"frames": 30, "size": 100, "batch_size": 10, "steps": 1500},
+        "3": {"frames": 70, "size": 100, "batch_size": 2},
+        "4": {"frames": 70, "size": 150, "batch_size": 2},
+        "5": {"frames": 70, "size": 224, "chains": 1},
+    },
+    "short": {"5": {"chains": 1}},
 }

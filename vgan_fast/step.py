@@ -27,7 +27,12 @@ class Step(abc.ABC):
         networks: those to train, by name, on the device.
         rates: the learning rate of each.
         make_graph: what captures the step on a device.
+
+    Attributes:
+        remedy: what to do where losses or weights are no longer finite.
     """
+
+    remedy = "train again with a lower --lr"
 
     def __init__(
         self,

@@ -127,7 +127,7 @@ def main(
             f"more: python -m vgan_fast.predict --checkpoint {out} --image IMAGES --out futures.gif"
         )
     else:
-        streams = "" if settings.model == "one-stream" else " --streams"
+        streams = "" if settings.model in ("one-stream", "stgconvnet") else " --streams"
         print(f"more: python -m vgan_fast.generate {out} --out samples.gif{streams}")
     return 0
 
@@ -139,10 +139,11 @@ def build_step(settings: Settings) -> "Step":
         settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
     """
     from vgan_fast.autoencoder_step import AutoencoderStep
+    from vgan_fast.energy_step import EnergyStep
     from vgan_fast.future_step import FutureStep
     from vgan_fast.gan_step import GANStep
 
-    of = {"future": FutureStep, "autoencoder": AutoencoderStep}
+    of = {"future": FutureStep, "autoencoder": AutoencoderStep, "stgconvnet": EnergyStep}
     return of.get(settings.model, GANStep)(settings)
 
 

@@ -28,6 +28,7 @@ class TrainingStep(Protocol):
     """What the loop asks of a task."""
 
     networks: dict[str, nn.Module]
+    remedy: str
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return scalars on the device, good until the next call."""
@@ -85,7 +86,7 @@ def train(
     with bar, _Signals() as signals, _event_writer(run, finished) as writer:
 
         def save(done: int) -> None:
-            _refuse_broken_weights(step.networks, done)
+            _refuse_broken_weights(step, done)
             state = {
                 "task": step.state_dict(),
                 "position": clips.position,
@@ -109,7 +110,7 @@ def train(
             bar.update()
             if done % READ_EVERY == 0 or done == settings.steps:
                 with explained(run):
-                    _report(losses, pace, bar, writer, done, settings.batch_size)
+                    _report(losses, pace, bar, writer, done, settings.batch_size, step.remedy)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 pace.pause(save, done)  # Before the picture, which may fail.
             if done % settings.sample_every == 0 or done == settings.steps:
@@ -167,12 +168,13 @@ def _report(
     writer: SummaryWriter,
     done: int,
     batch_size: int,
+    remedy: str,
 ) -> None:
     values = {name: float(value) for name, value in losses.items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise UserError(
-            f"the loss '{broken[0]}' is not finite at step {done}: train again with a lower --lr"
+            f"the loss '{broken[0]}' is not finite at step {done}: {remedy}"
         )
     steps_per_second, wait = pace.read(done)
     rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
@@ -186,13 +188,12 @@ def _report(
         writer.add_scalar(f"speed/{name}", value, done)
 
 
-def _refuse_broken_weights(networks: dict[str, nn.Module], done: int) -> None:
+def _refuse_broken_weights(step: TrainingStep, done: int) -> None:
     """Keep the last good checkpoint: a loss may be read later than it broke."""
-    for name, network in networks.items():
+    for name, network in step.networks.items():
         if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
             raise UserError(
-                f"the weights of the {name} are not finite at step {done}: train again with a "
-                "lower --lr"
+                f"the weights of the {name} are not finite at step {done}: {step.remedy}"
             )
 
 
