@@ -7,7 +7,7 @@ The recovery baseline of "Synthesizing Dynamic Patterns by Spatial-Temporal Gene
 
 over the pairs of neighbours in space and in time, phi(d) = |d| or d^2, each channel on its own.
 The paper does not say how it weighs them. So that the baseline is a strong one, both weights are
-fitted to what is visible of each clip, by maximum pseudo-likelihood.
+fitted to what is visible of each clip (`fit_weights`).
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from torch import Tensor
 from vgan_fast.errors import UserError
 
 LEVELS = 255.0  # the field lives on [0, LEVELS]
-LEAST_WEIGHT = 1e-8  # pairs that repel would ask for less: the field needs them coupled
+LEAST_SHARE = 1 / 6  # of a site's energy, that a kind's pair is held to bear: half of an equal one
 FITTED_SITES = 30_000  # drawn from the visible ones: weights to within a percent or so
 FEWEST_COMPLETE = 200  # sites with all neighbours visible, for the fit to be made on them alone
 CHUNK = 1 << 15  # sites drawn at once: bounds the memory of a sweep to some 50 MB
-SOLVER_STEPS = 500
+SOLVER_STEPS = 2000
 
 Potential = Literal["l1", "l2"]
 
@@ -76,11 +76,15 @@ def recover(
             f"{potential!r}, {sweeps} and {samples}"
         )
     generator = torch.Generator().manual_seed(seed)
-    gaussian = fit_weights(clip, occluded, "l2", seed)
-    weights = gaussian if potential == "l2" else fit_weights(clip, occluded, "l1", seed)
-    values = torch.from_numpy(clip).float()
-    values = Field(occluded, "l2", gaussian).gaussian_draw(values, generator).clamp(0, LEVELS)
+    weights = fit_weights(clip, occluded, potential, seed)
     field = Field(occluded, potential, weights)
+    if potential == "l1":
+        # Differences of a pair alone have the variance 2 / w^2 (L1) and 1 / (2 w) (L2).
+        gaussian = Weights(weights.space**2 / 4, weights.time**2 / 4)
+    else:
+        gaussian = weights
+    start = Field(occluded, "l2", gaussian).gaussian_draw(torch.from_numpy(clip).float(), generator)
+    values = start.clamp(0, LEVELS)
     drawn = np.empty((samples, *clip.shape), np.float32)
     for sample in range(samples):
         for _ in range(sweeps if sample == 0 else max(1, sweeps // 5)):
@@ -104,11 +108,17 @@ def check_clip(clip: np.ndarray, occluded: np.ndarray) -> None:
 def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, seed: int) -> Weights:
     """Weights of greatest pseudo-likelihood: the product of visible sites' conditionals.
 
-    Of sites whose neighbours are all visible, `FITTED_SITES` at most. Where there are too few of
-    those, or they have no neighbour in space or in time, of all visible sites given the neighbours
-    that are visible. A kind of pair that is never visible takes the other kind's weight. Whole grey
-    levels are spread evenly over the step that they stand for, lest equal neighbours look closer
-    than a camera can tell.
+    Of sites whose neighbours are all visible, `FITTED_SITES` at most, drawn by the seed. Where
+    there are too few of those, or they have no neighbour in space or in time, of all visible sites
+    given the neighbours that are visible. A kind of pair that is never visible takes the other
+    kind's weight. Whole grey levels are spread evenly over the step that they stand for, lest equal
+    neighbours look closer than a camera can tell.
+
+    No weight is less than what its pairs' differences ask for if they bear `LEAST_SHARE` of a
+    site's energy (a third where space and time are alike: whatever the weights, the shares of the
+    three axes add up to 1). Where the neighbours in space tell all that those in time do, as in
+    fire, pseudo-likelihood makes the L2 weight of time nil, and nothing would hold the frames of a
+    gap: that would be a weak baseline.
 
     Args and errors as in `recover`.
     """
@@ -135,10 +145,13 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
     used = used.unsqueeze(1).double()
     log_density = _log_density_l1 if potential == "l1" else _log_density_l2
 
-    # Where pairs differ by d, |d| w and d^2 w are about one: a start of the right size.
-    spread = ((around - centre.unsqueeze(2)).abs() * used).sum() / (3 * used.sum())
-    start = -spread.log() * (1 if potential == "l1" else 2)
-    logs = start.repeat(2).requires_grad_()
+    # The mean of w |d|, or of 2 w d^2, is a pair's share of a site's energy.
+    degree = 1 if potential == "l1" else 2
+    energies = degree * (around - centre.unsqueeze(2)).abs() ** degree * used
+    of_kind = torch.stack([used * (kind == _KIND) for kind in (0, 1)])
+    shares = (energies * of_kind).sum((1, 2, 3)) / (3 * of_kind.sum((1, 2, 3))).clamp(min=1)
+    least = LEAST_SHARE / torch.where(kinds, shares, shares.max())
+    logs = (2 * least).log().requires_grad_()
     optimiser = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -149,7 +162,7 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
         return value
 
     optimiser.step(loss)
-    space, time = logs.detach().exp().clamp(min=LEAST_WEIGHT).tolist()
+    space, time = logs.detach().exp().maximum(least).tolist()
     return Weights(space if kinds[0] else time, time if kinds[1] else space)
 
 
@@ -237,13 +250,13 @@ class Field:
         lattice, hidden = self._lattice, self._hidden
         reach, weights = self._around(hidden)
         weights = weights.unsqueeze(2)
-        flat = lattice.pad(values)
+        flat = lattice.pad(values.double())
         flat[hidden] = 0
         target = (weights * flat[reach]).sum(1)
         # A pair's noise pushes its two ends apart; it lies at the earlier end.
         noise = torch.zeros_like(target)
         for axis, step in enumerate(lattice.steps):
-            pushes = torch.randn(flat.shape, generator=generator)
+            pushes = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
             before, after = (2 * weights[:, 2 * axis : 2 * axis + 2]).sqrt().unbind(1)
             noise += before * pushes[hidden - step] - after * pushes[hidden]
         diagonal = weights.sum(1)
@@ -254,7 +267,7 @@ class Field:
             return diagonal * x - (weights * full[reach]).sum(1)
 
         flat[hidden] = _solve(laplacian, diagonal, target + noise / 2)
-        return lattice.unpad(flat).contiguous()
+        return lattice.unpad(flat).float().contiguous()
 
     def _around(self, sites: Tensor) -> tuple[Tensor, Tensor]:
         """Places and weights (n, 6) of the neighbours of sites (n,); weight 0 outside."""
@@ -269,7 +282,7 @@ def _solve(operator, diagonal: Tensor, target: Tensor) -> Tensor:
     scaled = residual / diagonal
     direction = scaled.clone()
     size = (residual * scaled).sum(0)
-    goal = 1e-6 * (target * target / diagonal).sum(0)
+    goal = 1e-12 * (target * target / diagonal).sum(0)
     for _ in range(SOLVER_STEPS):
         if bool((size <= goal).all()):
             break
