@@ -335,14 +335,14 @@ def _errors(
     """The mean absolute errors of the occluded pixels in words, all clips together."""
     import numpy as np
 
-    from vgan_fast.restoration.interpolation import interpolated
+    from vgan_fast.baselines import interpolation
 
     truth = given[occluded].astype(np.float32)
 
     def error(clips: "np.ndarray") -> float:
         return float(np.abs(clips[occluded] - truth).mean())
 
-    rival = np.stack([interpolated(*pair) for pair in zip(given, occluded, strict=True)])
+    rival = np.stack([interpolation.recover(*pair) for pair in zip(given, occluded, strict=True)])
     return (
         "mean absolute error of an occluded pixel (0-255): "
         f"{np.mean([error(draw) for draw in draws]):.2f} one sample, "

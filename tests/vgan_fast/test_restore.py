@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from vgan_fast import restore
+from vgan_fast.baselines import interpolation
 from vgan_fast.loaders.decoders import Settings as DecoderSettings
 from vgan_fast.loaders.decoders import UndecodableError
 from vgan_fast.loaders.frames import Frames
 from vgan_fast.pictures import GAP, SHOWN
-from vgan_fast.restoration.interpolation import interpolated
 
 OFF = 10  # what each draw of the recovery adds or takes
 
@@ -36,7 +36,9 @@ def recovery(monkeypatch):
         called.samples = samples
         for step in range(1, settings.steps + 1):
             report(step, {"energy": 1.0})
-        filled = np.stack([interpolated(*pair) for pair in zip(clips, occluded, strict=True)])
+        filled = np.stack(
+            [interpolation.recover(*pair) for pair in zip(clips, occluded, strict=True)]
+        )
         off = np.where(np.arange(samples) % 2, OFF, -OFF).astype(np.float32)
         hidden = occluded[..., None]
         draws = [np.where(hidden, filled + by, clips) for by in off]
@@ -154,7 +156,7 @@ def test_artificial_occlusions_tell_the_errors(
     assert hidden[0] <= recovery.occluded.mean() <= hidden[1]
     said = capsys.readouterr().out.splitlines()
     truth = moving()[None]
-    filled = interpolated(recovery.clips[0], recovery.occluded[0])[None]
+    filled = interpolation.recover(recovery.clips[0], recovery.occluded[0])[None]
     errors = [np.abs(filled + off - truth)[recovery.occluded].mean() for off in (OFF, -OFF, 0)]
     one, mean, rival = (float(said[0].split(": ")[1].split(", ")[i].split()[0]) for i in range(3))
     assert one == pytest.approx((errors[0] + errors[1]) / 2, abs=1)
@@ -254,7 +256,7 @@ def test_a_strip_shows_what_was_done(recovery, decoding_here, video, mask, tmp_p
     np.testing.assert_array_equal(rows[1][~hidden], rows[0][~hidden])
     assert (rows[1][hidden] == restore.OCCLUDED).all()
     np.testing.assert_array_equal(rows[2][~hidden], rows[0][~hidden])
-    filled = interpolated(recovery.clips[0], hidden)
+    filled = interpolation.recover(recovery.clips[0], hidden)
     assert np.abs(rows[2] - filled)[hidden].max() <= 0.51
     if known:
         assert np.abs(rows[3] - np.abs(filled - rows[0])).max() <= 0.51

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from vgan_fast.errors import UserError
-from vgan_fast.restoration.interpolation import interpolated
 from vgan_fast.restoration.occlusions import (
     missing_frames,
     moving_region,
@@ -168,23 +167,3 @@ def test_what_is_no_mask_is_told(tmp_path):
             read(tmp_path / path, **options)
         assert said in str(error.value) and f"--mask {tmp_path / path}" in str(error.value)
         assert "\n" not in str(error.value)
-
-
-def test_interpolation_goes_from_the_last_seen_to_the_next_seen():
-    clip = np.random.default_rng(0).integers(0, 256, (6, 2, 3, 3), np.uint8)
-    occluded = np.zeros((6, 2, 3), bool)
-    occluded[1:4, 0, 0] = True  # between frames 0 and 4
-    occluded[:2, 0, 1] = True  # at the beginning
-    occluded[3:, 0, 2] = True  # at the end
-    occluded[:, 1, 0] = True  # never seen
-    filled = interpolated(np.where(occluded[..., None], np.uint8(77), clip), occluded)
-    ends = clip.astype(float)
-    np.testing.assert_allclose(filled[~occluded], clip[~occluded])
-    for number in (1, 2, 3):
-        wanted = ends[0, 0, 0] + number / 4 * (ends[4, 0, 0] - ends[0, 0, 0])
-        np.testing.assert_allclose(filled[number, 0, 0], wanted, rtol=1e-5)
-    np.testing.assert_allclose(filled[:2, 0, 1], clip[[2, 2], 0, 1])
-    np.testing.assert_allclose(filled[3:, 0, 2], clip[[2, 2, 2], 0, 2])
-    mean = clip[~occluded].mean(axis=0)
-    np.testing.assert_allclose(filled[:, 1, 0], np.repeat(mean[None], 6, axis=0), rtol=1e-5)
-    assert filled.dtype == np.float32
