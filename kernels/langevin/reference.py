@@ -15,8 +15,8 @@ from torch import Tensor
 
 Words = TypeVar("Words", Tensor, np.ndarray)
 
-# Elements, a multiple of 4: 128 KiB for each word of their counters.
-CHUNK = 1 << 16
+# Elements, a multiple of 4: 256 KiB for each word of their counters.
+CHUNK = 1 << 17
 ROUNDS = 10
 WORD = 0xFFFFFFFF
 # Of Philox 4x32: multipliers of words 0 and 2, and what the key's words grow by each round.

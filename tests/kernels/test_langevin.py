@@ -271,12 +271,23 @@ def test_the_kernels_noise_is_the_twins_beyond_two_to_the_34():
 def test_noise_is_of_element_moment_and_seed_alone():
     whole = normals((100_003,), 4, 9)
     assert whole.dtype == torch.float32
-    for shape in ((1,), (7,), (2, 4, 3), (50, 1001), (reference.CHUNK + 5,)):
+    for shape in ((1,), (7,), (2, 4, 3), (50, 1001)):
         count = math.prod(shape)
         made = normals(shape, torch.tensor(4), 9)
         assert made.shape == shape and made.flatten().equal(whole[:count])
     for number, seed in ((5, 9), (4, 10), (4 + 2**32, 9), (4, 9 + 2**32), (9, 4)):
         assert (normals((1000,), number, seed) != whole[:1000]).all()
+
+
+def test_chunks_change_nothing(monkeypatch):
+    shape = 2, 3, 5, 7, 9
+    x, gradient = inputs(shape)
+    options = {"fixed": fixed_pixels(shape, True), "bounds": (-1.0, 2.0)}
+    whole = twin(x, gradient, moment(), **options), normals(shape, 5, 3)
+    monkeypatch.setattr(reference, "CHUNK", 64)
+    assert len(reference._chunks(x.cpu())) == 30
+    assert whole[0].equal(twin(x, gradient, moment(), **options))
+    assert whole[1].equal(normals(shape, 5, 3))
 
 
 def test_each_word_makes_what_it_should():
