@@ -38,7 +38,10 @@ setup(
         "vgan_fast.baselines",
         "vgan_fast.evaluation",
         "vgan_fast.kernels",
-        *(f"vgan_fast.kernels.{op}" for op in ("blend", "conv", "frames", "head", "loss", "norm")),
+        *(
+            f"vgan_fast.kernels.{op}"
+            for op in ("blend", "conv", "frames", "head", "langevin", "loss", "norm")
+        ),
         "vgan_fast.loaders",
         "vgan_fast.loaders.preparation",
         "vgan_fast.restoration",

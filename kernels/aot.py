@@ -36,6 +36,7 @@ MODULES = (
     "frames.triton_impl",
     "norm.triton_impl",
     "head.triton_impl",
+    "langevin.triton_impl",
     "loss.triton_impl",
     "conv.gather",
     "conv.weight_gradient",

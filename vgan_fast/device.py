@@ -45,7 +45,7 @@ def resolved(settings: Settings) -> Settings:
     """The settings with nothing left to this machine: device, precision and graph are decided.
 
     bf16 where the device multiplies it natively; elsewhere a CPU emulates it and is slower than in
-    fp32. The reference backend is fp32 unless told otherwise. A step is one CUDA graph on a GPU,
+    fp32. The reference backend, and Metropolis-Hastings, are fp32 unless told otherwise. A step is one CUDA graph on a GPU,
     but for the reference backend and for fp16, whose gradient scaler is not captured.
 
     Raises:
@@ -57,7 +57,8 @@ def resolved(settings: Settings) -> Settings:
         raise UserError("--backend fused: its kernels need a GPU; use --backend auto on a CPU")
     precision = settings.precision
     if precision == "auto":
-        bf16 = settings.backend != "reference" and multiplies_bf16(device)
+        exact = settings.backend == "reference" or settings.metropolis
+        bf16 = not exact and multiplies_bf16(device)
         precision = "bf16" if bf16 else "fp32"
     if precision == "tf32" and not _is_ampere(device):
         raise UserError("--precision tf32: needs a GPU from Ampere on; use --precision fp32")

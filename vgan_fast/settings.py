@@ -230,6 +230,8 @@ class Settings:
             raise UserError(
                 "--metropolis: needs --reference gaussian and a --temperature above 0"
             )
+        if self.metropolis and self.precision == "bf16":
+            raise UserError("--metropolis: needs --precision fp32, or small differences are lost")
         if self.precision == "fp16":
             raise UserError(
                 "--precision fp16: not with --model stgconvnet, whose sums exceed its range; use "
@@ -335,7 +337,7 @@ _BOUNDS = {
     "mask_penalty": (0, 10**6),
     "min_frames": (1, 10**9),
     "stride": (1, 1000),
-    "seed": (0, 2**62),
+    "seed": (0, 2**62 - 1),
     "sample_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),
     "keep": (1, 10**9),

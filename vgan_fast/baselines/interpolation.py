@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from vgan_fast.baselines.markov_field import check_clip
+from vgan_fast.baselines.inputs import check_clip
 
 
 def recover(clip: np.ndarray, occluded: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ The recovery baseline of "Synthesizing Dynamic Patterns by Spatial-Temporal Gene
     p(x) ~ exp(-w_space sum phi(x_i - x_j) - w_time sum phi(x_i - x_j)),  x in [0, 255],
 
 over the pairs of neighbours in space and in time, phi(d) = |d| or d^2, each channel on its own.
-The paper does not say how it weighs them. So that the baseline is a strong one, both weights are
-fitted to what is visible of each clip, by maximum pseudo-likelihood.
+So that the baseline is a strong one, both weights are fitted to what is visible of each clip
+(`fit_weights`), rather than set by hand.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vgan_fast.baselines.conditionals import (
+    LEVELS,
+    draw_l1,
+    draw_l2,
+    log_density_l1,
+    log_density_l2,
+)
+from vgan_fast.baselines.inputs import check_clip
 from vgan_fast.errors import UserError
 
-LEVELS = 255.0  # the field lives on [0, LEVELS]
-LEAST_WEIGHT = 1e-8  # pairs that repel would ask for less: the field needs them coupled
-FITTED_SITES = 30_000  # drawn from the visible ones: weights to within a percent or so
+LEAST_SHARE = 1 / 6  # of a site's energy, that a kind's pair is held to bear: half of an equal one
+FITTED_SITES = 30_000  # drawn from the visible ones: weights to within a few percent
 FEWEST_COMPLETE = 200  # sites with all neighbours visible, for the fit to be made on them alone
 CHUNK = 1 << 15  # sites drawn at once: bounds the memory of a sweep to some 50 MB
-SOLVER_STEPS = 500
+SOLVER_STEPS = 2000
 
 Potential = Literal["l1", "l2"]
 
@@ -48,11 +55,11 @@ def recover(
 ) -> np.ndarray:
     """Draws of a clip's occluded pixels given its visible ones.
 
-    The chain starts at a draw of the Gaussian field with fitted L2 weights, which one linear
-    system gives whatever the holes' size: for L2 that is the field itself but for its ends at 0
-    and 255, so that the sweeps need not carry values into the middle of a large hole. After
-    `sweeps` sweeps the first sample is taken, and each further one `sweeps // 5` (at least one)
-    sweeps later.
+    The chain starts at a draw of a Gaussian field, which one linear system gives whatever the
+    holes' size, so that the sweeps need not carry values into the middle of a large hole. For L2
+    it is the field itself but for its ends at 0 and 255; for L1 it has the weights whose pairs,
+    alone, vary as much. After `sweeps` sweeps the first sample is taken, and each further one
+    `sweeps // 5` (at least one) sweeps later: samples of one chain, not independent.
 
     Args:
         clip: (T, H, W, 3) uint8; what it holds at occluded pixels does not matter.
@@ -76,11 +83,15 @@ def recover(
             f"{potential!r}, {sweeps} and {samples}"
         )
     generator = torch.Generator().manual_seed(seed)
-    gaussian = fit_weights(clip, occluded, "l2", seed)
-    weights = gaussian if potential == "l2" else fit_weights(clip, occluded, "l1", seed)
-    values = torch.from_numpy(clip).float()
-    values = Field(occluded, "l2", gaussian).gaussian_draw(values, generator).clamp(0, LEVELS)
+    weights = fit_weights(clip, occluded, potential, seed)
     field = Field(occluded, potential, weights)
+    if potential == "l1":
+        # Differences of a pair alone have the variance 2 / w^2 (L1) and 1 / (2 w) (L2).
+        gaussian = Weights(weights.space**2 / 4, weights.time**2 / 4)
+    else:
+        gaussian = weights
+    start = Field(occluded, "l2", gaussian).gaussian_draw(torch.from_numpy(clip).float(), generator)
+    values = start.clamp(0, LEVELS)
     drawn = np.empty((samples, *clip.shape), np.float32)
     for sample in range(samples):
         for _ in range(sweeps if sample == 0 else max(1, sweeps // 5)):
@@ -89,26 +100,20 @@ def recover(
     return drawn
 
 
-def check_clip(clip: np.ndarray, occluded: np.ndarray) -> None:
-    """Raise unless `clip` is uint8 (T, H, W, 3), `occluded` bool (T, H, W) and some is visible."""
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
-        raise ValueError(f"a clip must be uint8 (T, H, W, 3), got {clip.dtype} {clip.shape}")
-    if occluded.dtype != np.bool_ or occluded.shape != clip.shape[:3]:
-        raise ValueError(
-            f"occlusions must be bool {clip.shape[:3]}, got {occluded.dtype} {occluded.shape}"
-        )
-    if occluded.all():
-        raise UserError("every pixel of the clip is occluded: leave some to recover the rest from")
-
-
 def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, seed: int) -> Weights:
     """Weights of greatest pseudo-likelihood: the product of visible sites' conditionals.
 
-    Of sites whose neighbours are all visible, `FITTED_SITES` at most. Where there are too few of
-    those, or they have no neighbour in space or in time, of all visible sites given the neighbours
-    that are visible. A kind of pair that is never visible takes the other kind's weight. Whole grey
-    levels are spread evenly over the step that they stand for, lest equal neighbours look closer
-    than a camera can tell.
+    Of sites whose neighbours are all visible, `FITTED_SITES` at most, drawn by the seed. Where
+    there are too few of those, or they have no neighbour in space or in time, of all visible sites
+    given the neighbours that are visible. A kind of pair that is never visible takes the other
+    kind's weight. Whole grey levels are spread evenly over the step that they stand for, lest equal
+    neighbours look closer than a camera can tell.
+
+    No weight is less than what its pairs' differences ask for if they bear `LEAST_SHARE` of a
+    site's energy (a third where space and time are alike: whatever the weights, the shares of the
+    three axes add up to 1). Where the neighbours in space tell all that those in time do, as in
+    fire, pseudo-likelihood makes the L2 weight of time nil, and nothing would hold the frames of a
+    gap: that would be a weak baseline.
 
     Args and errors as in `recover`.
     """
@@ -133,12 +138,15 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
     centre = values[sites]
     around = values[lattice.neighbours(sites)].movedim(1, 2)
     used = used.unsqueeze(1).double()
-    log_density = _log_density_l1 if potential == "l1" else _log_density_l2
+    log_density = log_density_l1 if potential == "l1" else log_density_l2
 
-    # Where pairs differ by d, |d| w and d^2 w are about one: a start of the right size.
-    spread = ((around - centre.unsqueeze(2)).abs() * used).sum() / (3 * used.sum())
-    start = -spread.log() * (1 if potential == "l1" else 2)
-    logs = start.repeat(2).requires_grad_()
+    # The mean of w |d|, or of 2 w d^2, is a pair's share of a site's energy.
+    degree = 1 if potential == "l1" else 2
+    energies = degree * (around - centre.unsqueeze(2)).abs() ** degree * used
+    of_kind = torch.stack([used * (kind == _KIND) for kind in (0, 1)])
+    shares = (energies * of_kind).sum((1, 2, 3)) / (3 * of_kind.sum((1, 2, 3))).clamp(min=1)
+    least = LEAST_SHARE / torch.where(kinds, shares, shares.max())
+    logs = (2 * least).log().requires_grad_()
     optimiser = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -149,7 +157,7 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
         return value
 
     optimiser.step(loss)
-    space, time = logs.detach().exp().clamp(min=LEAST_WEIGHT).tolist()
+    space, time = logs.detach().exp().maximum(least).tolist()
     return Weights(space if kinds[0] else time, time if kinds[1] else space)
 
 
@@ -201,9 +209,9 @@ class Field:
     """
 
     def __init__(self, occluded: np.ndarray, potential: Potential, weights: Weights):
-        self._draw = _draw_l1 if potential == "l1" else _draw_l2
+        self._draw = draw_l1 if potential == "l1" else draw_l2
         self._lattice = _Lattice(occluded.shape)
-        self._weights = torch.tensor([weights.space, weights.time])[_KIND]
+        self._weights = torch.tensor([weights.space, weights.time], dtype=torch.float32)[_KIND]
         parity = torch.from_numpy(np.indices(occluded.shape).sum(0) % 2)
         hidden = torch.from_numpy(occluded)
         self.colours = [
@@ -231,19 +239,20 @@ class Field:
 
         Without the ends at 0 and 255 the L2 field is Gaussian with precision 2 L, L the weighted
         Laplacian of the lattice: its mean plus (2 L)^-1 times noise of covariance 2 L, one noise
-        for each pair, is an exact draw (perturb and solve). Conjugate gradients solve to a
-        thousandth of the right-hand side.
+        for each pair, is an exact draw (perturb and solve). Conjugate gradients solve in fp64 to a
+        millionth of the right-hand side: a thousandth was seen to leave gaps of whole frames, which
+        hang on weak pairs, far off.
         """
         lattice, hidden = self._lattice, self._hidden
         reach, weights = self._around(hidden)
         weights = weights.unsqueeze(2)
-        flat = lattice.pad(values)
+        flat = lattice.pad(values.double())
         flat[hidden] = 0
         target = (weights * flat[reach]).sum(1)
         # A pair's noise pushes its two ends apart; it lies at the earlier end.
         noise = torch.zeros_like(target)
         for axis, step in enumerate(lattice.steps):
-            pushes = torch.randn(flat.shape, generator=generator)
+            pushes = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
             before, after = (2 * weights[:, 2 * axis : 2 * axis + 2]).sqrt().unbind(1)
             noise += before * pushes[hidden - step] - after * pushes[hidden]
         diagonal = weights.sum(1)
@@ -254,7 +263,7 @@ class Field:
             return diagonal * x - (weights * full[reach]).sum(1)
 
         flat[hidden] = _solve(laplacian, diagonal, target + noise / 2)
-        return lattice.unpad(flat).contiguous()
+        return lattice.unpad(flat).float().contiguous()
 
     def _around(self, sites: Tensor) -> tuple[Tensor, Tensor]:
         """Places and weights (n, 6) of the neighbours of sites (n,); weight 0 outside."""
@@ -269,7 +278,7 @@ def _solve(operator, diagonal: Tensor, target: Tensor) -> Tensor:
     scaled = residual / diagonal
     direction = scaled.clone()
     size = (residual * scaled).sum(0)
-    goal = 1e-6 * (target * target / diagonal).sum(0)
+    goal = 1e-12 * (target * target / diagonal).sum(0)
     for _ in range(SOLVER_STEPS):
         if bool((size <= goal).all()):
             break
@@ -282,70 +291,3 @@ def _solve(operator, diagonal: Tensor, target: Tensor) -> Tensor:
         before, size = size, (residual * scaled).sum(0)
         direction = scaled + size / before.clamp(min=1e-30) * direction
     return x
-
-
-def _pieces_l1(around: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the L1 conditional: ends (..., 8), slopes (..., 7) and energies at the ends (..., 8).
-
-    Between two neighbouring values the energy is linear; `around` and `weights` are (..., 6).
-    """
-    values, order = around.sort(-1)
-    weights = weights.expand_as(around).gather(-1, order)
-    total = weights.sum(-1, keepdim=True)
-    lowest = torch.zeros_like(total)
-    ends = torch.cat([lowest, values, lowest + LEVELS], -1)
-    slopes = torch.cat([-total, 2 * weights.cumsum(-1) - total], -1)
-    steps = (slopes * ends.diff(dim=-1)).cumsum(-1)
-    first = (weights * values).sum(-1, keepdim=True)
-    return ends, slopes, torch.cat([first, first + steps], -1)
-
-
-def _log_masses_l1(ends: Tensor, slopes: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the integrals of exp(-energy) over the pieces, and their |energy steps|."""
-    widths = ends.diff(dim=-1)
-    # (1 - exp(-u)) / u tends to 1 as the piece gets flat.
-    falls = (slopes * widths).abs().clamp(min=1e-6)
-    lower = torch.minimum(energies[..., :-1], energies[..., 1:])
-    return (widths * -torch.expm1(-falls) / falls).clamp(min=1e-30).log() - lower, falls
-
-
-def _log_density_l1(centre: Tensor, around: Tensor, weights: Tensor) -> Tensor:
-    energy = (weights * (centre.unsqueeze(-1) - around).abs()).sum(-1)
-    return -energy - _log_masses_l1(*_pieces_l1(around, weights))[0].logsumexp(-1)
-
-
-def _draw_l1(around: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    ends, slopes, energies = _pieces_l1(around, weights)
-    logs, falls = _log_masses_l1(ends, slopes, energies)
-    shares = logs.softmax(-1).cumsum(-1)
-    uniform = torch.rand((2, *around.shape[:-1]), generator=generator)
-    piece = (shares[..., :-1] < uniform[0].unsqueeze(-1)).sum(-1, keepdim=True)
-    left, right = ends.gather(-1, piece), ends.gather(-1, piece + 1)
-    fall, slope = falls.gather(-1, piece), slopes.gather(-1, piece)
-    # From the likelier end of the piece, an exponential that stops at the other one.
-    way = -torch.log1p(uniform[1].unsqueeze(-1) * torch.expm1(-fall)) / fall * (right - left)
-    return torch.where(slope > 0, left + way, right - way).squeeze(-1)
-
-
-def _gaussian_l2(around: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the L2 conditional: mean, deviation, and the Gaussian's masses below 0 and below 255."""
-    total = weights.sum(-1)
-    mean = (weights * around).sum(-1) / total
-    deviation = (2 * total).rsqrt()
-    below = torch.special.ndtr(-mean / deviation)
-    return mean, deviation, below, torch.special.ndtr((LEVELS - mean) / deviation)
-
-
-def _log_density_l2(centre: Tensor, around: Tensor, weights: Tensor) -> Tensor:
-    mean, deviation, below, upto = _gaussian_l2(around, weights)
-    # Up to the constant log sqrt(2 pi).
-    return -((centre - mean) / deviation).square() / 2 - deviation.log() - (upto - below).log()
-
-
-def _draw_l2(around: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    # fp64: a quantile near 1 of fp32 would now and then be 1, and infinite. The mean lies within
-    # [0, 255], so that each end cuts off a half at most, and no mass is lost to rounding.
-    mean, deviation, below, upto = _gaussian_l2(around.double(), weights.double())
-    uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float64)
-    normal = torch.special.ndtri(below + uniform * (upto - below))
-    return (mean + deviation * normal).clamp(0, LEVELS).float()
