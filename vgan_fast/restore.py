@@ -262,21 +262,25 @@ def _targets(out: Path, each: str, videos: tuple[Path, ...]) -> list[Path]:
 def _refuse_outputs(
     targets: list[Path], out: Path, strip: Path | None, inputs: tuple[Path, ...]
 ) -> None:
-    """Refuse outputs that cannot be written or that would replace what is read."""
+    """Refuse outputs that cannot be written or that would replace or join what is read."""
     from vgan_fast.files import refuse_unwritable
 
     read = {file.resolve() for file in inputs}
+
+    def is_read(file: Path) -> bool:
+        return not read.isdisjoint((file.resolve(), file.resolve().parent))
+
     for file in targets:
-        if file.resolve() in read:
-            raise UserError(f"{file}: is read and would be replaced; choose another --out")
+        if is_read(file):
+            raise UserError(f"{file}: is read or in a mask; choose another --out")
     refuse_unwritable(out)
     if strip is not None:
         if strip.suffix != ".png":
             raise UserError(f"--strip {strip}: must end in .png")
         if strip.resolve() in {file.resolve() for file in targets}:
             raise UserError(f"--strip {strip}: is --out as well; name another file")
-        if strip.resolve() in read:
-            raise UserError(f"--strip {strip}: is read and would be replaced; name another file")
+        if is_read(strip):
+            raise UserError(f"--strip {strip}: is read or in a mask; name another file")
         refuse_unwritable(strip, remedy="choose another --strip")
 
 

@@ -301,8 +301,10 @@ def test_a_strip_shows_what_was_done(recovery, decoding_here, video, mask, tmp_p
         (["clip.mkv", "--mask", "mask", "--strip", "/proc/s.png"], "choose another --strip"),
         (["clip.mkv", "--mask", "mask", "--strip", "s.png", "--out", "s.png"], "is --out as well"),
         (["clip.mkv", "--mask", "black.png", "--strip", "black.png"], "--strip black.png: is read"),
-        (["clip.mp4", "--mask", "mask", "--out", "clip.mp4"], "clip.mp4: is read and would be"),
-        (["clip.mp4", "--mask", "mask", "--out", "."], "clip.mp4: is read and would be"),
+        (["clip.mp4", "--mask", "mask", "--out", "clip.mp4"], "clip.mp4: is read or in a mask"),
+        (["clip.mkv", "--mask", "mask", "--out", "mask"], "mask/clip.mp4: is read or in a mask"),
+        (["clip.mkv", "--mask", "mask", "--strip", "mask/0.png"], "--strip mask/0.png: is read or"),
+        (["clip.mp4", "--mask", "mask", "--out", "."], "clip.mp4: is read or in a mask"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
