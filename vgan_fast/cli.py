@@ -92,7 +92,7 @@ def _defaults(field: dataclasses.Field, presets: dict[str, dict]) -> str:
     if field.default is None or isinstance(field.default, bool):
         return ""
     if len(set(values.values())) == 1:
-        return f"  [{field.default}]"
+        return f"  [{next(iter(values.values()))}]"
     return f"  [{', '.join(f'{name}: {value}' for name, value in values.items())}]"
 
 

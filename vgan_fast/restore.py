@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,18 @@ LEAST_SIZE = 8  # pixels of the short side
 REGION = 0.4  # of the short side: 60 of the paper's 150 pixels
 SHARE = 0.5  # of the pixels, or of the frames, as in the paper
 OCCLUDED = (255, 0, 255)  # what a film strip shows there
+MODEL = "stgconvnet"
+EXPERIMENTS = ("4", "5")
 TRAINING = (
-    *("steps", "langevin_steps", "step_size", "chains", "lr", "seed"),
+    *("layers", "layer_rates", "steps", "langevin_steps", "step_size", "chains", "lr", "seed"),
     *("device", "backend", "precision"),
 )
+
+# What the options' help names.
+_DEFAULTS = {
+    name: asdict(Settings.chosen(name, {"model": MODEL, "experiment": EXPERIMENTS[0]}))
+    for name in PRESETS
+}
 
 
 @dataclass(frozen=True)
@@ -145,12 +153,12 @@ class Occlusion:
 )
 @click.option(
     "--experiment",
-    type=click.Choice(["4", "5"]),
-    default="4",
+    type=click.Choice(EXPERIMENTS),
+    default=EXPERIMENTS[0],
     show_default=True,
     help="the paper's network: for incomplete videos, or for what lies behind a moving object",
 )
-@options_of(Settings, PRESETS, names=TRAINING)
+@options_of(Settings, _DEFAULTS, names=TRAINING)
 def main(
     videos,
     masks,
@@ -217,7 +225,7 @@ def main(
 
     visible = np.where(occluded[..., None], np.uint8(0), given)
     draws = _recovered(visible, occluded, settings, samples)
-    mean = np.where(occluded[..., None], draws.mean(axis=0), given)
+    mean = draws.mean(axis=0)
     restored = mean.round().astype(np.uint8)
 
     if is_whole(out):
@@ -254,21 +262,25 @@ def _targets(out: Path, each: str, videos: tuple[Path, ...]) -> list[Path]:
 def _refuse_outputs(
     targets: list[Path], out: Path, strip: Path | None, inputs: tuple[Path, ...]
 ) -> None:
-    """Refuse outputs that cannot be written or that would replace what is read."""
+    """Refuse outputs that cannot be written or that would replace or join what is read."""
     from vgan_fast.files import refuse_unwritable
 
     read = {file.resolve() for file in inputs}
+
+    def is_read(file: Path) -> bool:
+        return not read.isdisjoint((file.resolve(), file.resolve().parent))
+
     for file in targets:
-        if file.resolve() in read:
-            raise UserError(f"{file}: is read and would be replaced; choose another --out")
+        if is_read(file):
+            raise UserError(f"{file}: is read or in a mask; choose another --out")
     refuse_unwritable(out)
     if strip is not None:
         if strip.suffix != ".png":
             raise UserError(f"--strip {strip}: must end in .png")
         if strip.resolve() in {file.resolve() for file in targets}:
             raise UserError(f"--strip {strip}: is --out as well; name another file")
-        if strip.resolve() in read:
-            raise UserError(f"--strip {strip}: is read and would be replaced; name another file")
+        if is_read(strip):
+            raise UserError(f"--strip {strip}: is read or in a mask; name another file")
         refuse_unwritable(strip, remedy="choose another --strip")
 
 
@@ -287,7 +299,7 @@ def _settings(training: dict, experiment: str, shape: tuple[int, ...]) -> Settin
     from vgan_fast.device import default_preset, resolved
 
     given = {name: value for name, value in training.items() if value is not None}
-    given |= {"model": "stgconvnet", "experiment": experiment}
+    given |= {"model": MODEL, "experiment": experiment}
     given |= {"frames": shape[1], "size": min(shape[2:4])}
     return resolved(Settings.chosen(default_preset(given.get("device", "auto")), given))
 

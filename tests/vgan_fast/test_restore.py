@@ -1,6 +1,7 @@
 """`vgan_fast.restore` as its users meet it, with a recovery that interpolates over time."""
 
 import sys
+from dataclasses import asdict
 from types import ModuleType, SimpleNamespace
 
 import imageio.v3 as iio
@@ -47,8 +48,6 @@ def recovery(monkeypatch):
     module = ModuleType("vgan_fast.restoration.recovery")
     module.recover = recover
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(restore, "_settings", settings_of)
-    monkeypatch.setattr("vgan_fast.device.configure", lambda settings: None)
     return called
 
 
@@ -70,11 +69,6 @@ def decoding_here(monkeypatch):
         return found, skipped
 
     monkeypatch.setattr("vgan_fast.loaders.whole.decode_videos", decode_videos)
-
-
-def settings_of(training, experiment, shape):
-    given = {name: value for name, value in training.items() if value is not None}
-    return SimpleNamespace(**{"steps": 3, "experiment": experiment, "shape": shape, **given})
 
 
 def moving(frames=8, height=32, width=48, seed=0):
@@ -110,7 +104,8 @@ def frames_of(file):
     return iio.imread(file, plugin="pyav").astype(int)
 
 
-COMMON = ["--frames", 8, "--size", 0, "--samples", 4]
+DEVICE = ["--device", "cpu", "--steps", 3]
+COMMON = [*DEVICE, "--frames", 8, "--size", 0, "--samples", 4]
 
 
 def test_the_occluded_are_restored_and_the_visible_stay(
@@ -129,13 +124,20 @@ def test_the_occluded_are_restored_and_the_visible_stay(
     assert "3/3" in said.err and "energy=1" in said.err  # the bar
 
 
+def test_the_recovery_itself_is_called_as_it_wants_to_be(decoding_here, video, tmp_path, capsys):
+    options = [*COMMON, "--steps", 1, "--langevin-steps", 1, "--layers", "2@7/3 1@*"]
+    out = tmp_path / "out.gif"
+    assert run(video, "--occlude", "region", *options, "--out", out) == 0
+    assert iio.imread(out).shape[:3] == (8, 32, 48)
+    assert "0-255" in capsys.readouterr().out
+
+
 def test_settings_reach_the_recovery(recovery, decoding_here, video, mask, tmp_path):
     options = ["--experiment", 5, "--steps", 7, "--lr", 0.25, "--seed", 3, "--device", "cpu"]
     assert run(video, "--mask", mask, *COMMON, *options, "--out", tmp_path / "o.gif") == 0
-    settings = vars(recovery.settings)
     wanted = {"experiment": "5", "steps": 7, "lr": 0.25, "seed": 3, "device": "cpu"}
-    assert wanted.items() <= settings.items()
-    assert settings["shape"] == (1, 8, 32, 48, 3)
+    wanted |= {"model": "stgconvnet", "frames": 8, "size": 32, "chains": 1}
+    assert wanted.items() <= asdict(recovery.settings).items()
 
 
 @pytest.mark.parametrize(
@@ -179,17 +181,17 @@ def test_a_seed_gives_each_video_a_mask_of_its_own(recovery, decoding_here, tmp_
 
 
 def test_a_stretch_is_taken_of_video_and_mask_alike(recovery, decoding_here, video, mask, tmp_path):
-    options = ["--start", 4, "--frames", 3, "--size", 0, "--samples", 1]
+    options = [*DEVICE, "--start", 1, "--frames", 7, "--size", 0, "--samples", 1]
     assert run(video, "--mask", mask, *options, "--out", tmp_path / "o.gif") == 0
     shown = ~recovery.occluded[0]
-    assert np.abs(recovery.clips[0].astype(int) - moving()[4:7])[shown].mean() < 2
-    assert [frame.any() for frame in recovery.occluded[0]] == [True, False, False]
+    assert np.abs(recovery.clips[0].astype(int) - moving()[1:8])[shown].mean() < 2
+    assert [frame.any() for frame in recovery.occluded[0]] == [False] + 3 * [True] + 3 * [False]
 
 
 def test_frames_are_scaled_with_their_masks_and_keep_their_aspect(
     recovery, decoding_here, video, mask, tmp_path
 ):
-    options = ["--frames", 8, "--size", 16, "--samples", 1]
+    options = [*DEVICE, "--frames", 8, "--size", 16, "--samples", 1]
     assert run(video, "--mask", mask, *options, "--out", tmp_path / "o.gif") == 0
     assert recovery.clips.shape == (1, 8, 16, 24, 3)
     wanted = np.zeros((8, 16, 24), bool)
@@ -299,8 +301,10 @@ def test_a_strip_shows_what_was_done(recovery, decoding_here, video, mask, tmp_p
         (["clip.mkv", "--mask", "mask", "--strip", "/proc/s.png"], "choose another --strip"),
         (["clip.mkv", "--mask", "mask", "--strip", "s.png", "--out", "s.png"], "is --out as well"),
         (["clip.mkv", "--mask", "black.png", "--strip", "black.png"], "--strip black.png: is read"),
-        (["clip.mp4", "--mask", "mask", "--out", "clip.mp4"], "clip.mp4: is read and would be"),
-        (["clip.mp4", "--mask", "mask", "--out", "."], "clip.mp4: is read and would be"),
+        (["clip.mp4", "--mask", "mask", "--out", "clip.mp4"], "clip.mp4: is read or in a mask"),
+        (["clip.mkv", "--mask", "mask", "--out", "mask"], "mask/clip.mp4: is read or in a mask"),
+        (["clip.mkv", "--mask", "mask", "--strip", "mask/0.png"], "--strip mask/0.png: is read or"),
+        (["clip.mp4", "--mask", "mask", "--out", "."], "clip.mp4: is read or in a mask"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -80,9 +80,7 @@ def _check_share(share: float) -> None:
         raise ValueError(f"a share of {share}: must lie in [0, 1]")
 
 
-def read_mask(
-    path: Path, *, shape: Shape, filmed: tuple[int, int], start: int, workers: int = 1
-) -> np.ndarray:
+def read_mask(path: Path, *, shape: Shape, filmed: tuple[int, int], start: int) -> np.ndarray:
     """Read the mask of a video: where it is not black, the video is occluded.
 
     A video or a folder of images, in natural order, holds the masks of the video's frames from its
@@ -96,7 +94,6 @@ def read_mask(
         shape: (T, H, W) of the clip that the mask is for.
         filmed: (height, width) of the video before it was scaled to that; the mask has this size.
         start: the clip's first frame in the video.
-        workers: decoding processes.
 
     Returns:
         bool (T, H, W).
@@ -105,7 +102,7 @@ def read_mask(
         UserError: the mask cannot be read, has another size or ends too early.
     """
     masks = []
-    with _pictures(path, start, shape[0], workers) as pictures:
+    with _pictures(path, start, shape[0]) as pictures:
         for picture in pictures:
             height, width = picture.shape[:2]
             if (height, width) != filmed:
@@ -118,7 +115,7 @@ def read_mask(
 
 
 @contextmanager
-def _pictures(path: Path, start: int, count: int, workers: int) -> Iterator[Iterable[np.ndarray]]:
+def _pictures(path: Path, start: int, count: int) -> Iterator[Iterable[np.ndarray]]:
     """The `count` pictures uint8 (H, W, 3) of a mask from `start` on, or the one that stands still.
 
     They can be read as long as the block lasts.
@@ -139,7 +136,7 @@ def _pictures(path: Path, start: int, count: int, workers: int) -> Iterator[Iter
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         yield [_image(path)]
     else:
-        with decoded([path], start=start, most=count, least=count, workers=workers) as found:
+        with decoded([path], start=start, most=count, least=count, workers=1) as found:
             videos, broken = found
             for reason in broken.values():
                 raise UserError(
