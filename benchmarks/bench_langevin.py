@@ -110,9 +110,7 @@ def contest(of: Chains, preset: Preset, device: Device) -> Contest:
     ]
     if bf16:
         contenders += [
-            Contender(
-                "port bf16", lambda _: port("bf16", None), "bf16", f"{port_about}, autocast"
-            ),
+            Contender("port bf16", lambda _: port("bf16", None), "bf16", f"{port_about}, autocast"),
             Contender(
                 "port bf16, compiled",
                 lambda _: port(

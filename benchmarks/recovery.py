@@ -66,7 +66,9 @@ def main(videos, start, seeds, samples, workers, results, **given) -> int:
     workers = workers or len(os.sched_getaffinity(0))
     given = {name: value for name, value in given.items() if value is not None}
     settings = resolved(
-        Settings.chosen("paper", {"model": "stgconvnet", "experiment": "4", "batch_size": 1} | given)
+        Settings.chosen(
+            "paper", {"model": "stgconvnet", "experiment": "4", "batch_size": 1} | given
+        )
     )
     files = [file for file in videos.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES]
     files.sort(key=lambda file: natural_key(file.name))
@@ -81,7 +83,9 @@ def main(videos, start, seeds, samples, workers, results, **given) -> int:
         results.mkdir(parents=True, exist_ok=True)
     kept = results / "recovery.json"
     cells = _kept(kept, settings, start, samples)
-    with ProcessPoolExecutor(workers, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=torch.multiprocessing.get_context("spawn")
+    ) as pool:
         asked = {
             pool.submit(_cell, square(clip.frames), kind, seed, settings, samples): clip.source.name
             for seed in range(seeds)
@@ -175,8 +179,8 @@ def _table(
         f"{told}; Gibbs samplers: {SWEEPS} sweeps. {describe()}; {seconds / 60:.0f} minutes.",
         "",
         "Mean absolute errors of occluded pixels, 0 to 255, of one draw and of the mean of "
-        f"{samples}: mean and, in brackets, standard deviation over {len(seeds)} seeds (of occlusion, "
-        "weights and noise).",
+        f"{samples}: mean and, in brackets, standard deviation over {len(seeds)} seeds (of "
+        "occlusion, weights and noise).",
         "",
         f"| {' | '.join(head)} |",
         "|" + "---|" * len(head),
@@ -190,7 +194,9 @@ def _table(
             for method in METHODS:
                 both = np.array([each[method] for each in of])
                 means[method] = both.mean(0)
-                shown = [f"{m:.2f} ({s:.2f})" for m, s in zip(both.mean(0), both.std(0))]
+                shown = [
+                    f"{m:.2f} ({s:.2f})" for m, s in zip(both.mean(0), both.std(0), strict=True)
+                ]
                 row.append(shown[1] if method == "interpolation" else ", ".join(shown))
             fewer += bool((means["energy"] < np.minimum(means["l1"], means["l2"])).all())
             lines.append(f"| {' | '.join(row)} |")

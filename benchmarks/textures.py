@@ -70,21 +70,22 @@ def main(runs, states, langevin_steps, results) -> int:
             spectrum = temporal_spectrum_distance(clips, real)
             lines.append(f"| {run.name} | {name} | {colours:.2f} | {spectrum:.2f} |")
         picture = film_strip(np.concatenate([frames[:1], chains[:SHOWN], linear[:1]]))
-        write_picture(results / f"texture_{run.name}.png", picture, remedy="choose another --results")
+        strip = results / f"texture_{run.name}.png"
+        write_picture(strip, picture, remedy="choose another --results")
         layers = settings.layers or f"of experiment {settings.experiment}"
         told.append(
             f"`{run.name}`: `{Path(settings.data).name}`, {settings.frames} frames of "
             f"{settings.size}x{settings.size}, layers {layers}, {settings.steps} steps of "
             f"{settings.langevin_steps} Langevin steps of {settings.step_size}, lr {settings.lr}, "
-            f"{settings.chains} chains, {settings.precision}. ![{run.name}](texture_{run.name}.png)"
+            f"{settings.chains} chains, {settings.precision}. ![{run.name}]({strip.name})"
         )
     lines += [
         "",
-        "Colours: distance of the histograms, grey levels. Spectrum: root mean square difference of "
-        "the power spectra over time, on a log scale (`vgan_fast.evaluation.textures`). Both from "
-        f"{CLIPS} real clips of the video, one after the other; the linear system is fitted to the "
-        f"first one. The chains went on by {langevin_steps} Langevin steps from where training left "
-        "them.",
+        "Colours: distance of the histograms, grey levels. Spectrum: root mean square difference "
+        "of the power spectra over time, on a log scale (`vgan_fast.evaluation.textures`). Both "
+        f"from {CLIPS} real clips of the video, one after the other; the linear system is fitted "
+        f"to the first one. The chains went on by {langevin_steps} Langevin steps from where "
+        "training left them.",
         "",
         *(line for of in told for line in (of, "")),
         f"From above: the first real clip, {SHOWN} chains, the linear system.",

@@ -227,9 +227,7 @@ class Settings:
             if getattr(self, name) <= 0:
                 raise UserError(f"{_flag(name)} {getattr(self, name)}: must be positive")
         if self.metropolis and (not self.temperature or self.reference == "uniform"):
-            raise UserError(
-                "--metropolis: needs --reference gaussian and a --temperature above 0"
-            )
+            raise UserError("--metropolis: needs --reference gaussian and a --temperature above 0")
         if self.metropolis and self.precision == "bf16":
             raise UserError("--metropolis: needs --precision fp32, or small differences are lost")
         if self.precision == "fp16":

@@ -173,9 +173,7 @@ def _report(
     values = {name: float(value) for name, value in losses.items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        raise UserError(
-            f"the loss '{broken[0]}' is not finite at step {done}: {remedy}"
-        )
+        raise UserError(f"the loss '{broken[0]}' is not finite at step {done}: {remedy}")
     steps_per_second, wait = pace.read(done)
     rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
     bar.set_postfix_str(

@@ -12,6 +12,7 @@ from vgan_fast import generate, train
 from vgan_fast.checkpoint import list_checkpoints
 from vgan_fast.energy_step import EnergyStep, as_values, shown
 from vgan_fast.errors import UserError
+from vgan_fast.graph import CudaGraph
 from vgan_fast.kernels.langevin import normals
 from vgan_fast.sampling import Sampler
 from vgan_fast.settings import Settings
@@ -122,9 +123,7 @@ def test_the_learning_gradient_is_that_of_the_likelihood():
     got = torch.cat([-p.grad.flatten() for p in step.network.parameters()]).double()
     # Of the gradient's mean over chains: by the spread of the chains' own gradients.
     own = torch.func.vmap(
-        torch.func.grad(
-            lambda p, x: torch.func.functional_call(step.network, p, x[None]).sum()
-        ),
+        torch.func.grad(lambda p, x: torch.func.functional_call(step.network, p, x[None]).sum()),
         (None, 0),
     )(dict(step.network.named_parameters()), chains)
     own = torch.cat([own[name].flatten(1) for name, _ in step.network.named_parameters()], 1)
@@ -184,6 +183,32 @@ def test_replayed_steps_and_resumed_ones_are_plain_ones_bit_for_bit(changes):
         for name, value in plain.chains.state_dict().items():
             assert torch.equal(step.chains.state_dict()[name], value), name
     assert plain.chains.moment == 27
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bf16"},
+        {"backend": "fused"},
+        {"metropolis": True},
+        {"reference": "uniform"},
+        {"growth": "layers", "steps": 12},
+    ],
+)
+def test_on_a_gpu_a_graph_takes_the_eager_steps(changes, caplog):
+    eager, captured = (
+        tiny(CudaGraph, **changes, device="cuda", graph=graph) for graph in (False, True)
+    )
+    for i in range(12):
+        expected, got = eager(batch(i).cuda()), captured(batch(i).cuda())
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-3)
+    assert "growth" in changes or captured.replays
+    assert not caplog.records
+    torch.testing.assert_close(captured.chains.clips, eager.chains.clips, rtol=1e-3, atol=1e-2)
+    assert captured.chains.moment == eager.chains.moment == 36
 
 
 def test_settings_reach_the_sampler():

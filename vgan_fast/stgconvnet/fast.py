@@ -107,7 +107,6 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, layer: Layer) -> Tensor:
 
 def _transposed(weight: Tensor, layer: Layer) -> Callable[[Tensor], Tensor]:
     """The gradient of `_convolved`: from that of (N, *made, filters) to (N, *given, channels)."""
-    kt, kh, kw = layer.kernel
     if layer.covers:
         packed = weight.permute(0, 2, 3, 4, 1).flatten(1)
         return lambda d: _cropped(_moments_folded(d.flatten(0, 3) @ packed, layer), layer)
@@ -137,7 +136,9 @@ def _moments_folded(rows: Tensor, layer: Layer) -> Tensor:
     rows = rows.view(-1, made, taps, *layer.kernel[1:], layer.channels)
     if made == 1:
         return rows[:, 0]
-    out = rows.new_zeros((len(rows), (made - 1) * stride + taps, *rows.shape[3:]), dtype=torch.float32)
+    out = rows.new_zeros(
+        (len(rows), (made - 1) * stride + taps, *rows.shape[3:]), dtype=torch.float32
+    )
     for tap in range(taps):
         out[:, tap : tap + (made - 1) * stride + 1 : stride] += rows[:, :, tap]
     return out
@@ -179,8 +180,9 @@ def _in_cells(layer: Layer, device: torch.device) -> bool:
 
 def _as_cells(x: Tensor, layer: Layer) -> Tensor:
     """Padded clips (N, T, H, W, C) as (N, st * sh * sw * C, cells), stored channels-last."""
-    reach = [m - 1 + -(-k // s) for m, k, s in zip(layer.made, layer.kernel, layer.stride)]
-    fill = [r * s - n for r, s, n in zip(reach, layer.stride, x.shape[1:4])]
+    sizes = zip(layer.made, layer.kernel, layer.stride, strict=True)
+    reach = [made - 1 + -(-kernel // stride) for made, kernel, stride in sizes]
+    fill = [r * s - n for r, s, n in zip(reach, layer.stride, x.shape[1:4], strict=True)]
     x = F.pad(x, [0, 0, 0, fill[2], 0, fill[1], 0, fill[0]])
     (t, h, w), (st, sh, sw) = reach, layer.stride
     cells = x.reshape(len(x), t, st, h, sh, w, sw, -1).permute(0, 1, 3, 5, 2, 4, 6, 7)

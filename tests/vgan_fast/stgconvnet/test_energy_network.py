@@ -86,7 +86,9 @@ def test_fast_forms_learn_as_the_plain_network(name, form):
             assert error(ours.grad, of.grad) <= 2 * (error(eager.grad, of.grad) + 3e-7)
 
 
-@pytest.mark.parametrize("name", ["experiment 2", "one layer that covers all", "strides of their own"])
+@pytest.mark.parametrize(
+    "name", ["experiment 2", "one layer that covers all", "strides of their own"]
+)
 def test_in_bf16_the_gradient_is_within_a_few_percent(name):
     plain, quick = networks(CASES[name], torch.bfloat16)
     clips = clips_of(CASES[name])

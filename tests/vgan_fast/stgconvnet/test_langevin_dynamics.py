@@ -103,9 +103,7 @@ def test_mean_and_covariance_of_a_small_field():
     products = values[..., :, None] * values[..., None, :]
     # The step's bias: a factor of 1 / (1 - d²/4 times the precision) along its axes.
     biased = torch.linalg.inv(torch.eye(6) - 0.01 * (precision + torch.eye(6) / 2)).double()
-    assert_within_sampling_error(
-        products.flatten(2), (covariance @ biased).flatten(), 5
-    )
+    assert_within_sampling_error(products.flatten(2), (covariance @ biased).flatten(), 5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
