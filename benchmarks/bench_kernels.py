@@ -6,16 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Contender, Contest, Device, Prepared, WrongResultError
+from benchmarks.measure import Contender, Contest, Device, Prepared, Work, WrongResultError
 from benchmarks.presets import Networks, Preset
 from vgan_fast.kernels.blend import mask_blend
 from vgan_fast.kernels.cost import Call, Pass, generator_streams
 from vgan_fast.kernels.dispatch import kernels_run_on
 from vgan_fast.kernels.frames import clip_to_cells, frames_to_cells, normalise_frames
 from vgan_fast.kernels.head import head_blend
+from vgan_fast.kernels.langevin import langevin_step, normals
 from vgan_fast.kernels.norm import batch_statistics, norm_act
 
 Outputs = tuple[Tensor, ...]
+LIBRARY = "eager", "compiled"  # names of contenders that are PyTorch's own
+SEED = 1
 
 
 @dataclass
@@ -24,6 +27,8 @@ class Case:
 
     Attributes:
         forward, backward: FLOPs and bytes, in 16 bits, of each pass that it needs.
+        library: the forward as PyTorch has it, of what makes noise like a tensor: where the twin,
+            whose noise is the kernel's, is not what anybody would write.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Case:
     inputs: list[Tensor]
     forward: list[tuple[int, int]]
     backward: list[tuple[int, int]]
+    library: Callable[[Callable[[Tensor], Tensor]], Outputs] | None = None
 
 
 def counted(calls: Iterable[Call]) -> list[tuple[int, int]]:
@@ -113,6 +119,26 @@ def cases(networks: Networks, dtype: torch.dtype, device: torch.device) -> Itera
             [(0, 3 * pixels + made * 2)],
             [],
         )
+    video = torch.randn(n, 3, t, s, s, device=device)
+    slope = torch.randn(n, 3, t, s, s, device=device).to(dtype)
+    moment = torch.tensor(1, device=device)
+    size, variance = 0.3, 100.0
+
+    def library(noise: Callable[[Tensor], Tensor]) -> Outputs:
+        return (video + size**2 / 2 * (slope - video / variance) + size * noise(video),)
+
+    yield Case(
+        "Langevin step",
+        lambda impl: (
+            langevin_step(
+                video, slope, moment, seed=SEED, step_size=size, variance=variance, impl=impl
+            ),
+        ),
+        [],
+        [(0, 3 * pixels * (4 + 2 + 4))],
+        [],
+        library,
+    )
 
 
 def agree(ours: Iterable[Tensor], twin: Iterable[Tensor], precision: str) -> None:
@@ -141,12 +167,24 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
     def contender(number: int, name: str, backward: bool) -> Contender:
+        def from_library(case: Case, name: str, expected: Outputs) -> Work:
+            step = case.library
+            if name == "compiled":
+                step = torch.compile(step, backend=preset.compiler, dynamic=False)
+            # Checked with the kernel's noise, timed with PyTorch's.
+            noise = normals(expected[0].shape, 1, SEED, device.device)
+            agree(step(lambda _: noise), expected, precision)
+            return device.captured(lambda: step(torch.randn_like))
+
         def build(_) -> Prepared:
             torch.manual_seed(0)
             case = list(cases(preset.examined, dtype, device.device))[number]
             call = case.call
+            expected = call("reference")
+            if name in LIBRARY:
+                return Prepared(from_library(case, name, expected))
             impl = "triton" if name == "kernel" else "reference"
-            expected, made = case.call("reference"), call(impl)
+            made = call(impl)
             seeds = [torch.randn_like(each) for each in expected]
 
             def back(outputs: Outputs) -> Outputs:
@@ -170,7 +208,10 @@ def contests(preset: Preset, device: Device) -> list[Contest]:
                     Contest(
                         "kernel",
                         f"{case.name}, {direction}",
-                        [contender(number, name, direction == "backward") for name in rivals],
+                        [
+                            contender(number, name, direction == "backward")
+                            for name in (*rivals, *(LIBRARY if case.library else ()))
+                        ],
                         preset.rounds,
                         preset.warm_up,
                         counted=passes,

@@ -475,6 +475,15 @@ def page(report: Report, out: Path, pictures: dict[str, str], notes: str) -> str
                 yield f"{case}:"
                 yield ""
                 yield from of_contenders(rows, launches)
+        if report.of("langevin"):
+            yield "## Langevin steps of STGConvNet"
+            yield ""
+            yield "A clip is one step of one chain. The port is the public code's loop in PyTorch."
+            yield ""
+        for case, rows in report.cases("langevin").items():
+            yield f"{case}:"
+            yield ""
+            yield from of_contenders(rows, launches)
         for case, rows in list(report.cases("training step").items())[:1]:
             yield f"### Where the time of a step goes ({case})"
             yield ""

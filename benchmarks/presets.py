@@ -19,6 +19,19 @@ class Networks:
 
 
 @dataclass(frozen=True)
+class Chains:
+    """STGConvNet's experiment, frames and pixels a side of its clips, and chains side by side."""
+
+    experiment: str
+    frames: int
+    size: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"experiment {self.experiment}, {self.count} x {self.frames}x{self.size}x{self.size}"
+
+
+@dataclass(frozen=True)
 class Files:
     """What the loaders read.
 
@@ -50,6 +63,7 @@ class Preset:
         device: "cpu" or "cuda".
         trained: networks whose training step is timed, the first the paper's.
         generated: networks whose samples are timed.
+        chains: of STGConvNet, whose Langevin steps are timed.
         examined: networks whose kernels and layers are timed.
         growth: networks that are varied, one size at a time, and the values of each size.
         rounds, warm_up: of contenders, see `benchmarks.measure.race`.
@@ -68,6 +82,7 @@ class Preset:
     device: str
     trained: tuple[Networks, ...]
     generated: tuple[Networks, ...]
+    chains: tuple[Chains, ...]
     examined: Networks
     growth: Networks
     batches: tuple[int, ...]
@@ -92,6 +107,7 @@ class Preset:
             self,
             trained=(networks,),
             generated=(networks,),
+            chains=(Chains("2", 8, 12, 1),),
             examined=networks,
             growth=networks,
             batches=(2, 4),
@@ -127,6 +143,7 @@ _CPU = Preset(
     device="cpu",
     trained=(Networks(PAPER, 8), Networks(SMALL, 32)),
     generated=(Networks(PAPER, 16), Networks(SMALL, 64)),
+    chains=(Chains("1", 32, 64, 3), Chains("2", 32, 64, 3), Chains("3", 32, 64, 3)),
     examined=Networks(PAPER, 8),
     growth=Networks(SMALL, 16),
     batches=(2, 4, 8, 16, 32, 64),
@@ -145,6 +162,7 @@ PRESETS = {
         device="cuda",
         trained=(Networks(PAPER, 64), Networks(PAPER, 8)),
         generated=(Networks(PAPER, 64),),
+        chains=(Chains("1", 70, 224, 3), Chains("2", 70, 224, 3), Chains("3", 70, 100, 3)),
         examined=Networks(PAPER, 64),
         growth=Networks(PAPER, 64),
         batches=(8, 16, 32, 64, 128, 256),

@@ -45,8 +45,9 @@ def resolved(settings: Settings) -> Settings:
     """The settings with nothing left to this machine: device, precision and graph are decided.
 
     bf16 where the device multiplies it natively; elsewhere a CPU emulates it and is slower than in
-    fp32. The reference backend, and Metropolis-Hastings, are fp32 unless told otherwise. A step is one CUDA graph on a GPU,
-    but for the reference backend and for fp16, whose gradient scaler is not captured.
+    fp32. The reference backend, and Metropolis-Hastings, are fp32 unless told otherwise. A step is
+    one CUDA graph on a GPU, but for the reference backend and for fp16, whose gradient scaler is
+    not captured.
 
     Raises:
         UserError: for a device that is not there, or that does not run the backend's kernels, a

@@ -1,4 +1,4 @@
-"""`python -m vgan_fast.generate`: clips from a trained generator."""
+"""`python -m vgan_fast.generate`: clips from a trained model."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+from vgan_fast.checkpoint import find_checkpoint
 from vgan_fast.cli import Program
 from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
+from vgan_fast.energy_sampling import ChainSampler
 from vgan_fast.errors import UserError
 from vgan_fast.pictures import (
     animated_grid,
@@ -17,6 +19,9 @@ from vgan_fast.pictures import (
     write_picture,
 )
 from vgan_fast.sampling import Sampler
+from vgan_fast.settings import Settings
+
+STEPS = 200  # of an energy model's chains
 
 
 @click.command(cls=Program)
@@ -46,18 +51,38 @@ from vgan_fast.sampling import Sampler
 @click.option(
     "--streams", is_flag=True, help="show foreground, mask and background beside each clip"
 )
+@click.option(
+    "--langevin-steps",
+    type=click.IntRange(1),
+    default=None,
+    help=f"of an energy model: steps of its chains from where training left them  [{STEPS}]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-def main(run, out, each, count, seed, to_seed, streams, fps, device) -> int:
-    """Make clips with the generator in RUN: a run of vgan_fast.train or one of its checkpoints."""
+def main(run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device) -> int:
+    """Make clips with the generator or the energy model in RUN.
+
+    RUN is a run of vgan_fast.train or one of its checkpoints.
+    """
     whole = is_whole(out)
     if whole and count > WHOLE:
         raise UserError(f"--count {count}: one picture holds up to {WHOLE}; name a folder in --out")
-    sampler = Sampler(run, find_device(device))
-    if streams and sampler.settings.model == "one-stream":
-        raise UserError(f"--streams: the generator in {run} has one stream only")
+    place = find_device(device)
+    if Settings.load(find_checkpoint(run) / "settings.json").model == "stgconvnet":
+        if streams or to_seed is not None:
+            option = "--streams" if streams else "--to-seed"
+            raise UserError(f"{option}: the model in {run} has no generator, but chains")
+        sampler = ChainSampler(run, place)
+        batches = sampler.batches(count, seed, langevin_steps or STEPS)
+    else:
+        if langevin_steps is not None:
+            raise UserError(f"--langevin-steps: the model in {run} is no energy model")
+        sampler = Sampler(run, place)
+        if streams and sampler.settings.model == "one-stream":
+            raise UserError(f"--streams: the generator in {run} has one stream only")
+        batches = sampler.batches(sampler.codes(count, seed, to_seed), streams)
 
     made, first = [], 0
-    for clips in sampler.batches(sampler.codes(count, seed, to_seed), streams):
+    for clips in batches:
         # Streams of a clip lie side by side: one wide clip.
         frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
         if whole:

@@ -41,6 +41,10 @@ class Sampler:
     def __init__(self, run: Path, device: torch.device):
         self.checkpoint = find_checkpoint(run)
         self.settings = Settings.load(self.checkpoint / "settings.json")
+        if self.settings.model == "stgconvnet":
+            raise UserError(
+                f"{self.checkpoint}: an energy model has no generator; use vgan_fast.generate"
+            )
         configure(replace(self.settings, device=device.type))
         self._device = device
         self._graph = CudaGraph(device) if device.type == "cuda" else None

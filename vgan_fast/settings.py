@@ -185,7 +185,7 @@ class Settings:
             for name in names:
                 if self.model != model and getattr(self, name) != getattr(type(self), name):
                     raise UserError(f"{_flag(name)} is for --model {model}")
-        if self.condition >= self.frames:
+        if self.model == "future" and self.condition >= self.frames:
             raise UserError(
                 f"--condition {self.condition}: must leave some of the {self.frames} --frames"
             )

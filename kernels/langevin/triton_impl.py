@@ -133,15 +133,15 @@ def _pair(uniform, direction):
     radius = tl.where(bits < 0, -radius, radius)
     f = (bits << 1).to(tl.float32) * 4.656612873077393e-10
     square = f * f
-    cosine = -2.382491948083043e-05 * square + 0.0009177248575724661
-    cosine = cosine * square - 0.02086268924176693
-    cosine = cosine * square + 0.2536693215370178
-    cosine = cosine * square - 1.2337005138397217
+    cosine = -2.3824919481e-5 * square + 0.00091772485757
+    cosine = cosine * square - 0.020862689242
+    cosine = cosine * square + 0.25366932154
+    cosine = cosine * square - 1.2337005138
     cosine = cosine * square + 1.0
-    sine = 0.00015167852689046413 * square - 0.004674157593399286
-    sine = sine * square + 0.07968992739915848
-    sine = sine * square - 0.6459637880325317
-    sine = sine * square + 1.5707963705062866
+    sine = 0.00015167852689 * square - 0.0046741575934
+    sine = sine * square + 0.079689927399
+    sine = sine * square - 0.64596378803
+    sine = sine * square + 1.5707963705
     return radius * cosine, radius * (f * sine)
 
 

@@ -35,6 +35,9 @@ def failures(contest):
 def test_all_are_right_as_they_are():
     assert not failures(of_kind(bench_layers, "D layer 1, forward"))
     assert not failures(of_kind(bench_kernels, "mask blend, backward"))
+    langevin = of_kind(bench_kernels, "Langevin step")
+    assert {"twin", "eager", "compiled"} <= {contender.name for contender in langevin.contenders}
+    assert not failures(langevin)
 
 
 @pytest.mark.parametrize("network", ["discriminator", "generator"])

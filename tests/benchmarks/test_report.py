@@ -207,7 +207,7 @@ def check(folder, preset, result):
     kinds = {row.kind for row in made.rows}
     assert kinds == {
         *("ceiling", "kernel", "layer", "training step", "generation"),
-        *("growth", "loader", "data wait", "end to end"),
+        *("langevin", "growth", "loader", "data wait", "end to end"),
     }
     assert all(len(row.seconds) and min(row.seconds) > 0 for row in made.rows)
     text = (folder / "README.md").read_text()

@@ -2,6 +2,7 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -205,9 +206,12 @@ KNOWN = [
 def test_known_answers_of_philox(counter, key, output):
     counter, key, output = ([int(w, 16) for w in words.split()] for words in (counter, key, output))
     seed = key[0] | key[1] << 32
-    for shape in ((), (3,)):
-        words = reference.philox([torch.full(shape, w) for w in counter], seed)
-        assert [w.expand(3).tolist() for w in words] == [[w] * 3 for w in output]
+    for words in (
+        [torch.full((3,), w) for w in counter],
+        [np.full(3, w) for w in counter],
+        [torch.full((3,), w) for w in counter[:2]] + [torch.tensor([w]) for w in counter[2:]],
+    ):
+        assert [w.tolist() for w in reference.philox(words, seed)] == [[w] * 3 for w in output]
 
 
 def test_counters_count_quads_beyond_32_bits():
@@ -225,7 +229,7 @@ def test_elements_beyond_two_to_the_34_have_numbers_of_their_own():
     """The counter's second word, from a chunk of a tensor that does not fit in here."""
     size, four = reference.CHUNK, 1 << 34
     here, there, across = (
-        reference._normals(slice(start, start + size), moment(), 3)
+        reference.noise_of(slice(start, start + size), moment(), 3)
         for start in (0, four, four - size // 2)
     )
     assert (here != there).float().mean() > 0.99
@@ -261,18 +265,29 @@ def test_the_kernels_noise_is_the_twins_beyond_two_to_the_34():
         _noise[(1,)](made[i * triton_impl.BLOCK :], first + i, BLOCK=triton_impl.BLOCK)
     start = first * triton_impl.BLOCK
     chunk = slice(start, start + len(made))
-    torch.testing.assert_close(made, reference._normals(chunk, moment(3), 11), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(made, reference.noise_of(chunk, moment(3), 11), rtol=1e-6, atol=1e-6)
 
 
 def test_noise_is_of_element_moment_and_seed_alone():
     whole = normals((100_003,), 4, 9)
     assert whole.dtype == torch.float32
-    for shape in ((1,), (7,), (2, 4, 3), (50, 1001), (reference.CHUNK + 5,)):
+    for shape in ((1,), (7,), (2, 4, 3), (50, 1001)):
         count = math.prod(shape)
         made = normals(shape, torch.tensor(4), 9)
         assert made.shape == shape and made.flatten().equal(whole[:count])
     for number, seed in ((5, 9), (4, 10), (4 + 2**32, 9), (4, 9 + 2**32), (9, 4)):
         assert (normals((1000,), number, seed) != whole[:1000]).all()
+
+
+def test_chunks_change_nothing(monkeypatch):
+    shape = 2, 3, 5, 7, 9
+    x, gradient = inputs(shape)
+    options = {"fixed": fixed_pixels(shape, True), "bounds": (-1.0, 2.0)}
+    whole = twin(x, gradient, moment(), **options), normals(shape, 5, 3)
+    monkeypatch.setattr(reference, "CHUNK", 64)
+    assert len(reference._chunks(x.cpu())) == 30
+    assert whole[0].equal(twin(x, gradient, moment(), **options))
+    assert whole[1].equal(normals(shape, 5, 3))
 
 
 def test_each_word_makes_what_it_should():
@@ -286,10 +301,11 @@ def test_each_word_makes_what_it_should():
     low = direction % 2**31  # as a signed number of 31 bits
     angle = torch.where(low < 2**30, low, low - 2**31).double() * 2.0**-30 * math.pi / 2
     radius = torch.where(direction < 2**31, radius, -radius)
-    found = reference._pair(uniform, direction)
-    for ours, exact in zip(found, (radius * angle.cos(), radius * angle.sin()), strict=True):
+    found = torch.empty(len(u), 2)
+    reference.pair(uniform, direction, found)
+    for ours, exact in zip(found.T, (radius * angle.cos(), radius * angle.sin()), strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-6)
-    assert max(each.abs().max() for each in found) < 6.67
+    assert found.abs().max() < 6.67
 
 
 def within(name, value, expected, deviation):

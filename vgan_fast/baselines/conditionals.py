@@ -44,7 +44,7 @@ def log_density_l1(centre: Tensor, around: Tensor, weights: Tensor) -> Tensor:
 
 
 def draw_l1(around: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Exact draws (...) of the conditional, fp32: of the piece, by its mass, and of the value in it."""
+    """Exact draws (...) of the conditional, fp32: of a piece, by its mass, then in it."""
     ends, slopes, energies = _pieces_l1(around, weights)
     logs, falls = _log_masses_l1(ends, slopes, energies)
     shares = logs.softmax(-1).cumsum(-1)

@@ -27,7 +27,7 @@ from vgan_fast.baselines.conditionals import (
 from vgan_fast.baselines.inputs import check_clip
 from vgan_fast.errors import UserError
 
-LEAST_SHARE = 1 / 6  # of a site's energy, that a kind's pair is held to bear: half of an equal one
+LEAST_SHARE = 0.5  # of an equal one of a site's energy, that pairs of each kind are held to bear
 FITTED_SITES = 30_000  # drawn from the visible ones: weights to within a few percent
 FEWEST_COMPLETE = 200  # sites with all neighbours visible, for the fit to be made on them alone
 CHUNK = 1 << 15  # sites drawn at once: bounds the memory of a sweep to some 50 MB
@@ -103,15 +103,14 @@ def recover(
 def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, seed: int) -> Weights:
     """Weights of greatest pseudo-likelihood: the product of visible sites' conditionals.
 
-    Of sites whose neighbours are all visible, `FITTED_SITES` at most, drawn by the seed. Where
-    there are too few of those, or they have no neighbour in space or in time, of all visible sites
-    given the neighbours that are visible. A kind of pair that is never visible takes the other
-    kind's weight. Whole grey levels are spread evenly over the step that they stand for, lest equal
-    neighbours look closer than a camera can tell.
+    Of sites whose neighbours are all visible, `FITTED_SITES` at most, drawn by the seed; where
+    there are too few of those, of all visible sites given the neighbours that are visible. A kind
+    of pair that is never visible takes the other kind's weight. Whole grey levels are spread evenly
+    over the step that they stand for, lest equal neighbours look closer than a camera can tell.
 
-    No weight is less than what its pairs' differences ask for if they bear `LEAST_SHARE` of a
-    site's energy (a third where space and time are alike: whatever the weights, the shares of the
-    three axes add up to 1). Where the neighbours in space tell all that those in time do, as in
+    No weight is less than half of what its pairs' differences ask for if they bear a third of a
+    site's energy, as they do where the three axes are alike (whatever the weights, the axes' shares
+    add up to 1). Where the neighbours in space tell all that those in time do, as in
     fire, pseudo-likelihood makes the L2 weight of time nil, and nothing would hold the frames of a
     gap: that would be a weak baseline.
 
@@ -125,11 +124,11 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
     reach = lattice.neighbours(sites)
     used = visible[reach]
     complete = (used == lattice.inside[reach]).all(1)
-    if complete.sum() >= FEWEST_COMPLETE and (_kinds(used[complete]) == _kinds(used)).all():
+    if complete.sum() >= FEWEST_COMPLETE:
         sites, used = sites[complete], used[complete]
     has_pair = used.any(1)
     sites, used = sites[has_pair][:FITTED_SITES], used[has_pair][:FITTED_SITES]
-    kinds = _kinds(used)
+    kinds = torch.stack([used[:, kind == _KIND].any() for kind in (0, 1)])
     if not kinds.any():
         raise UserError("no two neighbouring pixels are visible: a field cannot be fitted")
     levels = torch.from_numpy(clip).double()
@@ -145,8 +144,9 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
     energies = degree * (around - centre.unsqueeze(2)).abs() ** degree * used
     of_kind = torch.stack([used * (kind == _KIND) for kind in (0, 1)])
     shares = (energies * of_kind).sum((1, 2, 3)) / (3 * of_kind.sum((1, 2, 3))).clamp(min=1)
-    least = LEAST_SHARE / torch.where(kinds, shares, shares.max())
-    logs = (2 * least).log().requires_grad_()
+    equal = 1 / (3 * torch.where(kinds, shares, shares.max()))
+    least = LEAST_SHARE * equal
+    logs = equal.log().requires_grad_()
     optimiser = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -162,11 +162,6 @@ def fit_weights(clip: np.ndarray, occluded: np.ndarray, potential: Potential, se
 
 
 _KIND = torch.tensor([1, 1, 0, 0, 0, 0])  # of each neighbour: 0 in space, 1 in time
-
-
-def _kinds(used: Tensor) -> Tensor:
-    """Whether pairs in space and in time occur among `used` (n, 6)."""
-    return torch.stack([used[:, 2:].any(), used[:, :2].any()])
 
 
 class _Lattice:

@@ -1,6 +1,6 @@
 """Which pixels of a clip are occluded: masks bool (T, H, W), True where a pixel is not seen.
 
-Artificial ones are the three of the paper's experiment 4 (STGConvNet, section 6.4); those of real
+Artificial ones are the three of the paper's experiment 4 (STGConvNet); those of real
 occluders are read from files.
 """
 

@@ -92,10 +92,12 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, layer: Layer) -> Tensor:
     if layer.covers:
         n, t, h, w, c = x.shape
         taps, stride = layer.kernel[0], layer.stride[0]
-        # Moments that a position sees, one after the other: (N, made, taps, H * W * C).
+        # Moments that a position sees, one after the other: (N * made, taps * H * W * C). Of two
+        # dimensions: a batch of products would copy the weights for each clip.
         rows = x.reshape(n, t, h * w * c).unfold(1, taps, stride).transpose(2, 3)
-        made = F.linear(rows.flatten(2), weight.permute(0, 2, 3, 4, 1).flatten(1), bias)
-        return made[:, :, None, None]
+        rows = rows.reshape(n * layer.made[0], -1)
+        made = F.linear(rows, weight.permute(0, 2, 3, 4, 1).flatten(1), bias)
+        return made.view(n, -1, 1, 1, layer.filters)
     if _in_cells(layer, x.device):
         cells = _as_cells(x, layer)
         return F.conv3d(cells, _weight_in_cells(weight, layer), bias).permute(0, 2, 3, 4, 1)
@@ -108,7 +110,7 @@ def _transposed(weight: Tensor, layer: Layer) -> Callable[[Tensor], Tensor]:
     kt, kh, kw = layer.kernel
     if layer.covers:
         packed = weight.permute(0, 2, 3, 4, 1).flatten(1)
-        return lambda d: _cropped(_moments_folded(d.flatten(2) @ packed, layer), layer)
+        return lambda d: _cropped(_moments_folded(d.flatten(0, 3) @ packed, layer), layer)
     if _in_cells(layer, weight.device):
         in_cells = _weight_in_cells(weight, layer)
         return lambda d: _cropped(
@@ -130,13 +132,12 @@ def _transposed(weight: Tensor, layer: Layer) -> Callable[[Tensor], Tensor]:
 
 
 def _moments_folded(rows: Tensor, layer: Layer) -> Tensor:
-    """Sum (N, made, taps * H * W * C) where positions overlap: (N, T, H, W, C)."""
-    n, made, _ = rows.shape
-    taps, stride = layer.kernel[0], layer.stride[0]
-    rows = rows.view(n, made, taps, *layer.kernel[1:], layer.channels)
+    """Sum (N * made, taps * H * W * C) where positions overlap: (N, T, H, W, C)."""
+    made, taps, stride = layer.made[0], layer.kernel[0], layer.stride[0]
+    rows = rows.view(-1, made, taps, *layer.kernel[1:], layer.channels)
     if made == 1:
         return rows[:, 0]
-    out = rows.new_zeros((n, (made - 1) * stride + taps, *rows.shape[3:]), dtype=torch.float32)
+    out = rows.new_zeros((len(rows), (made - 1) * stride + taps, *rows.shape[3:]), dtype=torch.float32)
     for tap in range(taps):
         out[:, tap : tap + (made - 1) * stride + 1 : stride] += rows[:, :, tap]
     return out

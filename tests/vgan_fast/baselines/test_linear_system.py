@@ -34,37 +34,52 @@ def test_a_wave_keeps_its_period_and_height():
     assert 0.5 < sample[:100].std() / wave().std() < 1.5
 
 
-def known_system(radius, frames=3000):
-    """A clip of a noisy damped turn of known dynamics."""
+def known_system(frames=3000, radius=0.9):
+    """A clip of a noisy damped turn beside a third state that decays, and its output (60, 3).
+
+    The noises of the states have deviations of 40, 10 and 25 grey levels.
+    """
     random = np.random.default_rng(3)
     angle = 2 * np.pi / PERIOD
-    turn = radius * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    output, _ = np.linalg.qr(random.standard_normal((4 * 5 * 3, 2)))
-    state, states = np.zeros(2), []
+    cosine, sine = radius * np.cos(angle), radius * np.sin(angle)
+    turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 0.5]])
+    output, _ = np.linalg.qr(random.standard_normal((4 * 5 * 3, 3)))
+    state, states = np.zeros(3), []
     for _ in range(frames):
-        state = turn @ state + random.normal(0, 25, 2)
+        state = turn @ state + random.normal(0, (40, 10, 25))
         states.append(state)
     levels = 128 + np.stack(states) @ output.T
-    return levels.round().clip(0, 255).astype(np.uint8).reshape(frames, 4, 5, 3)
+    return levels.round().clip(0, 255).astype(np.uint8).reshape(frames, 4, 5, 3), output
 
 
 def test_the_fit_finds_a_known_system():
-    clip = known_system(radius=0.9)
-    system = LinearSystem.fit(clip, states=2)
-    eigenvalues = np.linalg.eigvals(system.dynamics)
-    np.testing.assert_allclose(np.abs(eigenvalues), 0.9, atol=0.02)
-    np.testing.assert_allclose(np.abs(np.angle(eigenvalues)), 2 * np.pi / PERIOD, rtol=0.03)
-    np.testing.assert_allclose(system.drive @ system.drive.T, 625 * np.eye(2), atol=45)
+    clip, output = known_system()
+    system = LinearSystem.fit(clip, states=3)
+    eigenvalues = sorted(np.linalg.eigvals(system.dynamics), key=np.imag)
+    np.testing.assert_allclose(np.abs(eigenvalues), [0.9, 0.5, 0.9], atol=0.04)
+    angle = 2 * np.pi / PERIOD
+    np.testing.assert_allclose(np.angle(eigenvalues), [-angle, 0, angle], atol=0.03)
+    turned = system.output.T @ output  # Its states are the known ones, turned.
+    np.testing.assert_allclose(
+        system.drive @ system.drive.T, turned @ np.diag([1600, 100, 625]) @ turned.T, atol=100
+    )
     assert system.fitted_radius == pytest.approx(np.abs(eigenvalues).max())
-    np.testing.assert_allclose(system.output.T @ system.output, np.eye(2), atol=1e-9)
+    np.testing.assert_allclose(system.output.T @ system.output, np.eye(3), atol=1e-9)
     np.testing.assert_allclose(system.mean, clip.mean(0))
 
 
 def test_samples_vary_as_the_clip_does():
-    clip = known_system(radius=0.9)
-    sample = LinearSystem.fit(clip, states=2).sample(3000, seed=0)
+    clip, _ = known_system()
+    sample = LinearSystem.fit(clip, states=3).sample(3000, seed=0)
     np.testing.assert_allclose(sample.mean(0), clip.mean(0), atol=2)
     assert sample.std(0).mean() == pytest.approx(clip.std(0).mean(), rel=0.06)
+
+
+def test_levels_end_at_black_and_white():
+    """Bright flicker: what goes beyond white must not come round as black."""
+    clip = np.random.default_rng(0).integers(235, 256, (40, 4, 4, 3), dtype=np.uint8)
+    sample = LinearSystem.fit(clip, states=20).sample(200, seed=0)
+    assert sample.max() == 255 and sample.min() > 200
 
 
 def test_states_and_output_give_back_the_clip():

@@ -1,0 +1,64 @@
+"""Clips from a trained energy model: its chains, taken further."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vgan_fast.checkpoint import find_checkpoint, load_weights
+from vgan_fast.device import configure, multiplies_bf16
+from vgan_fast.energy_step import Chains, sampler_of, shown
+from vgan_fast.networks import build_energy_network
+from vgan_fast.settings import Settings
+
+
+class ChainSampler:
+    """The network and the chains of a run of --model stgconvnet.
+
+    Args:
+        run: folder of a run of `vgan_fast.train`, or one of its checkpoints.
+        device: where to compute; the process is configured for it (`vgan_fast.device.configure`).
+
+    Attributes:
+        checkpoint: the folder that weights and chains are from.
+        settings: of the run, for the device.
+
+    Raises:
+        UserError: when there is no whole checkpoint, or it is of another model.
+    """
+
+    def __init__(self, run: Path, device: torch.device):
+        self.checkpoint = find_checkpoint(run)
+        stored = Settings.load(self.checkpoint / "settings.json")
+        backend = "auto" if stored.backend == "fused" else stored.backend
+        bf16 = stored.precision == "bf16" and multiplies_bf16(device)
+        precision = "bf16" if bf16 else "fp32"
+        self.settings = replace(
+            stored, backend=backend, device=device.type, precision=precision, graph=False
+        )
+        configure(self.settings)
+        sizes = stored.frames, stored.size, stored.size
+        network = build_energy_network(self.settings, sizes)
+        self._chains = Chains(stored.chains, sizes)
+        load_weights(self.checkpoint, {"network": network, "chains": self._chains})
+        self._chains.to(device)
+        self._scored = network.to(device).frozen()
+
+    def batches(self, count: int, seed: int, steps: int) -> Iterator[dict[str, Tensor]]:
+        """Clips, as many as there are chains at a time: "video", (N, 3, T, H, W) in [-1, 1].
+
+        Each of them is a chain after `steps` Langevin steps from where training left it, with noise
+        of its own; clips from one chain grow apart with the steps.
+        """
+        sampler = replace(
+            sampler_of(self.settings, float(self._chains.mean)),
+            seed=(self.settings.seed + 1 + seed) % 2**62,
+        )
+        moment = torch.zeros_like(self._chains.moment)
+        left = count
+        while left > 0:
+            clips = sampler(self._scored, self._chains.clips[:left], moment, steps).chains
+            left -= len(clips)
+            yield {"video": shown(clips, self._chains.mean)}
