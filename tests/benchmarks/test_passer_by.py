@@ -1,9 +1,18 @@
 """Someone in dark clothes before a scene that a shaking camera films."""
 
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
+import pytest
 
+from benchmarks import passer_by as program
 from benchmarks.passer_by import passer_by
+from vgan_fast.loaders.whole import AS_FILMED, read_clips
+from vgan_fast.restoration.occlusions import read_mask
+
+VIDEOS = os.environ.get("VGAN_FAST_TEST_VIDEOS")
 
 
 def filmed(frames=30, height=96, width=160):
@@ -40,3 +49,22 @@ def test_the_mask_covers_the_passer_by_and_little_else():
 def test_nobody_is_found_where_nobody_is():
     clip, _ = filmed()
     assert not passer_by(clip[:1].repeat(4, axis=0), threshold=40, margin=3).any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VIDEOS, reason="VGAN_FAST_TEST_VIDEOS names no folder of real videos")
+def test_who_walks_past_a_real_fountain_is_covered(tmp_path):
+    video, out = Path(VIDEOS, "texture", "Fontaine_chatelet.mp4"), tmp_path / "mask.mp4"
+    with pytest.raises(SystemExit) as stop:
+        program.main.main([str(video), "--frames", "104", "--out", str(out)])
+    assert not stop.value.code
+    (clip,), _ = read_clips([video], start=66, frames=32, short_side=AS_FILMED, workers=1)
+    mask = read_mask(out, shape=clip.frames.shape[:3], filmed=clip.filmed, start=66)
+    for frame, hidden in zip(clip.frames, mask, strict=True):
+        dark = (frame.max(axis=2) < 40).astype(np.uint8)
+        # Without the gaps between the fountain's stones, which are as dark as the coat.
+        dark = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((31, 31), np.uint8))
+        _, labels, statistics, _ = cv2.connectedComponentsWithStats(dark)
+        coat = labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()
+        assert coat.mean() > 0.03 and not (coat & ~hidden).any()
+        assert hidden.mean() < 0.11
