@@ -16,8 +16,8 @@ from vgan_fast.stgconvnet.layers import EXPERIMENTS, Layer, Sizes, parse_layers,
 SYNTHETIC = ("synthetic", "synthetic-motions")  # sets that are drawn, not read
 
 
-# Of a layer's learning rate to that of the layer below it, where the paper has them differ without
-# saying by how much.
+# Of a layer's learning rate to that of the layer below it, in the experiments where the paper's are
+# smaller for higher layers. By how much is not known here.
 LAYER_RATE = 0.3
 
 
@@ -257,9 +257,8 @@ class Settings:
         """Factors of the learning rate, one for each of STGConvNet's layers."""
         if self.layer_rates is not None:
             return parse_rates(self.layer_rates, layers)
-        if self.experiment == "1" or self.layers is not None:
-            return (1.0,) * layers
-        return tuple(LAYER_RATE**i for i in range(layers))
+        graded = self.experiment in ("2", "2b", "5") and self.layers is None
+        return tuple(LAYER_RATE ** (i * graded) for i in range(layers))
 
     @property
     def shape(self) -> ClipShape:
@@ -385,7 +384,7 @@ _MODEL_PRESETS: dict[str, dict[str | None, dict]] = {
         "autoencoder": _AUTOENCODER,
         # Found on clips of 16 frames of 16x16: benchmarks/NOTES.md.
         "future": {**_FUTURE, "mask_bias": -1.0, "mask_penalty": 0.5, "lr": 5e-4, "lr_d": 2e-4},
-        "stgconvnet": {**_ENERGY, "steps": 120, "frames": 32, "size": 64},
+        "stgconvnet": {**_ENERGY, "steps": 200, "frames": 24, "size": 48, "langevin_steps": 10},
     },
 }
 # Of STGConvNet's experiments at the paper's sizes; "short" keeps its own. 500 epochs of batches of
@@ -399,5 +398,9 @@ _OF_EXPERIMENTS: dict[str, dict[str, dict]] = {
         "4": {"frames": 70, "size": 150, "batch_size": 2},
         "5": {"frames": 70, "size": 224, "chains": 1},
     },
-    "short": {"5": {"chains": 1}},
+    "short": {
+        # Found on small clips: benchmarks/NOTES.md.
+        "4": {"steps": 500, "lr": 2e-3, "chains": 1},
+        "5": {"steps": 500, "chains": 1},
+    },
 }
