@@ -45,6 +45,7 @@ setup(
         "vgan_fast.loaders",
         "vgan_fast.loaders.preparation",
         "vgan_fast.restoration",
+        "vgan_fast.stgconvnet",
         "vgan_fast.study",
         "vgan_fast.transfer",
     ],

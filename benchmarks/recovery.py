@@ -8,6 +8,7 @@ writes it and film strips to --results. Cells are kept in --results/recovery.jso
 stopped goes on.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from vgan_fast.device import configure, resolved
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained, written_whole
 from vgan_fast.loaders.search import VIDEO_SUFFIXES, natural_key
-from vgan_fast.loaders.whole import read_clips
+from vgan_fast.loaders.whole import Clip, read_clips
 from vgan_fast.pictures import film_strip, write_picture
 from vgan_fast.restoration.occlusions import missing_frames, moving_region, salt_and_pepper
 from vgan_fast.restoration.recovery import recover
@@ -56,10 +57,28 @@ OF_SETTINGS += ("layers", "layer_rates", "device", "backend", "precision")
 @click.argument("videos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @options_of(Settings, PRESETS, names=OF_SETTINGS)
 @click.option("--start", type=click.IntRange(0), default=0, help="first frame of each video")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--samples", type=click.IntRange(2), default=20, show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="of occlusions, weights and noise",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="draws, for the mean",
+)
 @click.option("--workers", type=click.IntRange(1), default=None, help="processes  [one a CPU]")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("runs/recovery"))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("runs/recovery"),
+    show_default=True,
+    help="folder of the table and the strips",
+)
 def main(videos, start, seeds, samples, workers, results, **given) -> int:
     """Measure, print, write."""
     workers = workers or len(os.sched_getaffinity(0))
@@ -86,25 +105,29 @@ def main(videos, start, seeds, samples, workers, results, **given) -> int:
         workers, mp_context=torch.multiprocessing.get_context("spawn")
     ) as pool:
         asked = {
-            pool.submit(_cell, square(clip.frames), kind, seed, settings, samples): clip.source.name
+            pool.submit(_cell, square(clip.frames), kind, seed, settings, samples): clip
             for seed in range(seeds)
             for clip in clips
             for kind in OCCLUSIONS
-            if f"{clip.source.name}, {kind}, {seed}" not in cells
+            if _key(clip, kind, seed) not in cells
         }
         for cell in as_completed(asked):
-            name = asked[cell]
-            kind, seed, errors, strip = cell.result()
-            cells[f"{name}, {kind}, {seed}"] = errors
-            print(f"{name}, {kind}, seed {seed}: {errors}", flush=True)
+            clip = asked[cell]
+            try:
+                kind, seed, errors, strip = cell.result()
+            except UserError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            cells[_key(clip, kind, seed)] = errors
+            print(f"{clip.source.name}, {kind}, seed {seed}: {errors}", flush=True)
             if seed == 0:
-                file = f"recovery_{Path(name).stem}_{kind.replace(' ', '_')}.png"
+                name = f"{clip.source.name}_{kind}".replace(".", "_").replace(" ", "_")
+                file = f"recovery_{name}.png"
                 write_picture(results / file, strip, remedy="choose another --results")
             with written_whole(kept, remedy="choose another --results") as part:
                 content = {"of": _of(settings, start, samples), "cells": cells}
                 part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    names = [clip.source.name for clip in clips]
-    text = _table(cells, names, range(seeds), settings, start, samples)
+    text = _table(cells, clips, range(seeds), settings, start, samples)
     with written_whole(results / "recovery.md", remedy="choose another --results") as part:
         part.write_text(text, encoding="utf-8")
     print(text)
@@ -134,7 +157,7 @@ def _cell(clip: np.ndarray, kind: str, seed: int, settings: Settings, samples: i
         return [round(float(each), 2) for each in off]
 
     began = time.perf_counter()
-    energy = recover(given[None], hidden[None], settings, samples=samples).samples[:, 0]
+    energy = recover(given[None], hidden[None], settings, samples=samples)[:, 0]
     found = {"energy": errors(energy), "seconds": round(time.perf_counter() - began)}
     for potential in ("l1", "l2"):
         draws = markov_field.recover(
@@ -152,9 +175,14 @@ def _cell(clip: np.ndarray, kind: str, seed: int, settings: Settings, samples: i
     return kind, seed, found, film_strip(np.stack(rows))
 
 
+def _key(clip: Clip, kind: str, seed: int) -> str:
+    content = hashlib.sha256(clip.frames.tobytes()).hexdigest()[:8]
+    return f"{clip.source.name} {content}, {kind}, {seed}"
+
+
 def _of(settings: Settings, start: int, samples: int) -> dict:
     of = {name: getattr(settings, name) for name in OF_SETTINGS}
-    return {**of, "start": start, "samples": samples}
+    return {**of, "start": start, "samples": samples, "sweeps": SWEEPS}
 
 
 def _kept(file: Path, settings: Settings, start: int, samples: int) -> dict:
@@ -167,7 +195,7 @@ def _kept(file: Path, settings: Settings, start: int, samples: int) -> dict:
 
 
 def _table(
-    cells: dict, names: list[str], seeds: range, settings: Settings, start: int, samples: int
+    cells: dict, clips: list[Clip], seeds: range, settings: Settings, start: int, samples: int
 ) -> str:
     told = " ".join(f"{name}={value}" for name, value in _of(settings, start, samples).items())
     seconds = np.mean([cell["seconds"] for cell in cells.values()])
@@ -176,8 +204,7 @@ def _table(
         "# Recovery of occluded pixels",
         "",
         f"`python -m benchmarks.recovery {' '.join(sys.argv[1:])}`  ",
-        f"{told}; Gibbs samplers: {SWEEPS} sweeps. {describe()}, one core a "
-        f"recovery: {seconds / 60:.1f} minutes in the mean.",
+        f"{told}. {describe()}, one core a recovery: {seconds / 60:.1f} minutes in the mean.",
         "",
         "Mean absolute errors of occluded pixels, 0 to 255, of one draw and of the mean of "
         f"{samples}: mean and, in brackets, standard deviation over {len(seeds)} seeds (of "
@@ -187,10 +214,10 @@ def _table(
         "|" + "---|" * len(head),
     ]
     fewer = np.zeros(2, int)
-    for name in names:
+    for clip in clips:
         for kind in OCCLUSIONS:
-            of = [cells[f"{name}, {kind}, {seed}"] for seed in seeds]
-            row = [f"{name}, {kind}"]
+            of = [cells[_key(clip, kind, seed)] for seed in seeds]
+            row = [f"{clip.source.name}, {kind}"]
             means = {}
             for method in METHODS:
                 both = np.array([each[method] for each in of])
@@ -204,7 +231,7 @@ def _table(
     lines += [
         "",
         f"STGConvNet's errors are lower than both random fields' in {fewer[0]} (one draw) and "
-        f"{fewer[1]} (the mean) of {len(names) * len(OCCLUSIONS)} cells.",
+        f"{fewer[1]} (the mean) of {len(clips) * len(OCCLUSIONS)} cells.",
         "",
     ]
     return "\n".join(lines)

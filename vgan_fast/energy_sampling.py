@@ -10,6 +10,7 @@ from torch import Tensor
 from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.device import configure, multiplies_bf16
 from vgan_fast.energy_step import Chains, sampler_of, shown
+from vgan_fast.graph import CudaGraph, Replayed
 from vgan_fast.networks import build_energy_network
 from vgan_fast.settings import Settings
 
@@ -41,8 +42,9 @@ class ChainSampler:
         configure(self.settings)
         sizes = stored.frames, stored.size, stored.size
         network = build_energy_network(self.settings, sizes)
-        self._chains = Chains(stored.chains, sizes)
+        self._chains = Chains(stored.chains, sizes, network.depth)
         load_weights(self.checkpoint, {"network": network, "chains": self._chains})
+        network.depth = int(self._chains.depth)
         self._chains.to(device)
         self._scored = network.to(device).frozen()
 
@@ -57,8 +59,19 @@ class ChainSampler:
             seed=(self.settings.seed + 1 + seed) % 2**62,
         )
         moment = torch.zeros_like(self._chains.moment)
-        left = count
-        while left > 0:
-            clips = sampler(self._scored, self._chains.clips[:left], moment, steps).chains
-            left -= len(clips)
-            yield {"video": shown(clips, self._chains.mean)}
+        # As in training so many steps are a graph, where there are graphs.
+        at_once = min(steps, self.settings.langevin_steps)
+
+        def some(clips: Tensor, number: int = at_once) -> dict[str, Tensor]:
+            return {"clips": sampler(self._scored, clips, moment, number).chains}
+
+        replayed = some
+        if moment.device.type == "cuda":
+            replayed = Replayed(some, CudaGraph(moment.device))
+        for first in range(0, count, len(self._chains.clips)):
+            clips = self._chains.clips
+            for _ in range(steps // at_once):
+                clips = replayed(clips)["clips"]
+            if steps % at_once:
+                clips = some(clips, steps % at_once)["clips"]
+            yield {"video": shown(clips[: count - first], self._chains.mean)}

@@ -24,15 +24,17 @@ class Chains(nn.Module):
 
     Attributes:
         clips: (count, 3, T, H, W) fp32, pixels 0-255 less `mean`; N(0, 1) at first.
-        mean: of the data's pixels, fp32 scalar; negative before the first batch, whose mean it is.
+        mean: of the first batch's pixels, fp32 scalar; 0 before it.
         moment: Langevin steps taken, int64 scalar.
+        depth: layers in use, int64 scalar (`EnergyNetwork.depth`).
     """
 
-    def __init__(self, count: int, sizes: Sizes):
+    def __init__(self, count: int, sizes: Sizes, depth: int):
         super().__init__()
         self.register_buffer("clips", torch.randn(count, 3, *sizes))
-        self.register_buffer("mean", torch.tensor(-1.0))
-        self.register_buffer("moment", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("moment", torch.tensor(0))
+        self.register_buffer("depth", torch.tensor(depth))
 
 
 class EnergyLearning(Step):
@@ -51,25 +53,27 @@ class EnergyLearning(Step):
     """
 
     remedy = "train again with a lower --lr or --step-size"
+    # A step is as long as many of other models, so waiting for its losses costs little, and what
+    # breaks is named at its step.
+    read_every = 1
 
     def __init__(self, settings: Settings, sizes: Sizes, make_graph: Callable[..., Graph]):
         device = torch.device(settings.device)
         torch.manual_seed(settings.seed)
         self.network = build_energy_network(settings, sizes).to(device)
-        self.chains = Chains(settings.chains, sizes).to(device)
+        self.chains = Chains(settings.chains, sizes, self.network.depth).to(device)
         layers = {f"layer {i}": layer for i, layer in enumerate(self.network.convolutions, 1)}
         rates = [settings.lr * factor for factor in settings.factors_of_rates(len(layers))]
         super().__init__(settings, layers, dict(zip(layers, rates, strict=True)), make_graph)
         self._done = 0
-        self.network.depth = self._depth()
-        self._level: float | None = None  # the mean once more: no step may wait for the device
+        self._mean: float | None = None  # of the chains, once more: no step may wait for a device
 
     def __call__(self, *batch: Tensor) -> dict[str, Tensor]:
         """See `Step.__call__`."""
-        if self._level is None:
-            self._level = float(self.chains.mean)
+        self._known_mean()
         if self.network.depth != self._depth():
             self.network.depth = self._depth()
+            self.chains.depth.fill_(self.network.depth)
             self._run = self._captured_later()
         self._done += 1
         return super().__call__(*batch)
@@ -81,16 +85,16 @@ class EnergyLearning(Step):
 
     def state_dict(self) -> dict:
         """See `Step.state_dict`."""
-        return {**super().state_dict(), "done": self._done, "depth": self.network.depth}
+        return {**super().state_dict(), "done": self._done}
 
     def load_state_dict(self, state: dict) -> None:
-        """See `Step.load_state_dict`."""
-        self._done, self.network.depth, self._level = state["done"], state["depth"], None
+        """See `Step.load_state_dict`; the chains must be loaded before."""
+        self._done, self.network.depth, self._mean = state["done"], int(self.chains.depth), None
         super().load_state_dict(state)
 
     def draw(self, chains: Tensor, steps: int, fixed: Tensor | None = None) -> Drawn:
         """Langevin steps with the weights of now; see `Langevin.__call__`."""
-        sampler = sampler_of(self.settings, self._level)
+        sampler = sampler_of(self.settings, self._known_mean())
         return sampler(self.network.frozen(), chains, self.chains.moment, steps, fixed)
 
     def _learn(self, clips: Tensor, chains: Tensor, accepted: Tensor) -> dict[str, Tensor]:
@@ -118,6 +122,11 @@ class EnergyLearning(Step):
             losses["accepted"] = accepted
         return losses
 
+    def _known_mean(self) -> float:
+        if self._mean is None:
+            self._mean = float(self.chains.mean)
+        return self._mean
+
     def _depth(self) -> int:
         layers, given = len(self.network.layers), self.settings
         if given.growth == "together" or (given.growth == "auto" and given.experiment != "1"):
@@ -140,7 +149,7 @@ class EnergyStep(Watching, EnergyLearning):
 
     def __call__(self, *batch: Tensor) -> dict[str, Tensor]:
         """See `Step.__call__`."""
-        if self.chains.mean < 0:
+        if self._done == 0:
             self.chains.mean.fill_(batch[0].float().mean())
         return super().__call__(*batch)
 

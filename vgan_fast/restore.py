@@ -48,6 +48,8 @@ class Occlusion:
     seed: int | None
 
     def __post_init__(self):
+        if self.share is not None and not 0 <= self.share <= 1:  # a NaN passes as an option
+            raise UserError(f"--share {self.share}: must lie in [0, 1]")
         if bool(self.masks) == bool(self.kind):
             raise UserError("give either --mask or --occlude")
         for flag, value, kinds in (
@@ -318,7 +320,7 @@ def _recovered(
             bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
             bar.update(step - bar.n)
 
-        return recover(visible, occluded, settings, samples=samples, report=report).samples
+        return recover(visible, occluded, settings, samples=samples, report=report)
 
 
 def _picture(clips: "np.ndarray", suffix: str) -> "np.ndarray":

@@ -45,7 +45,7 @@ class Settings:
     )
     steps: int = _option(100_000, "total training steps, those before --resume included")
     batch_size: int = _option(64, "clips in a batch; incomplete batches are dropped")
-    frames: int = _option(32, "frames of a clip; but for --model stgconvnet a power of two")
+    frames: int = _option(32, "frames of a clip, a power of two; any number for --model stgconvnet")
     size: int = _option(64, "height and width of a clip in pixels, likewise")
     width: int = _option(64, "channels of the layer next to the pixels; the others double inwards")
     latent: int = _option(100, "entries of the latent code")
@@ -153,8 +153,7 @@ class Settings:
     deterministic: bool = _option(False, "refuse operations that are not repeatable bit for bit")
 
     def __post_init__(self):
-        # Which check their values.
-        _ = self.augmentation, self.network_layers() if self._is_energy else self.shape
+        _ = self.augmentation, None if self._is_energy else self.shape  # which check their values
         for name, annotation in typing.get_type_hints(type(self)).items():
             choices, value = typing.get_args(annotation), getattr(self, name)
             if typing.get_origin(annotation) is Literal and value not in choices:
@@ -219,13 +218,25 @@ class Settings:
             raise UserError("--graph: not with --precision fp16: its scaler is not captured")
 
     def _check_energy(self) -> None:
+        for name in ("frames", "size"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise UserError(f"{_flag(name)} {getattr(self, name)}: must lie in [1, 4096]")
         self.factors_of_rates(len(self.network_layers()))
         for name in ("width", "latent", "mask_bias"):
             if getattr(self, name) != getattr(type(self), name):
                 raise UserError(f"{_flag(name)}: is for the generators of other models")
-        for name in ("step_size", "sigma"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{_flag(name)} {getattr(self, name)}: must be positive")
+        if self.step_size <= 0:
+            raise UserError(f"--step-size {self.step_size}: must be positive")
+        corrected = self.metropolis or self.reference == "uniform"
+        if self.step_size >= 2 * self.sigma and not corrected:
+            raise UserError(
+                f"--step-size {self.step_size}: must be less than twice --sigma {self.sigma}, or "
+                "chains grow without end"
+            )
+        if self.backend == "library":
+            raise UserError("--backend library: not with --model stgconvnet; use auto or reference")
+        if self.backend == "reference" and self.precision == "bf16":
+            raise UserError("--precision bf16: not with --backend reference of --model stgconvnet")
         if self.metropolis and (not self.temperature or self.reference == "uniform"):
             raise UserError("--metropolis: needs --reference gaussian and a --temperature above 0")
         if self.metropolis and self.precision == "bf16":
@@ -251,7 +262,8 @@ class Settings:
     def network_layers(self, sizes: Sizes | None = None) -> tuple[Layer, ...]:
         """Layers of STGConvNet for clips of `sizes` (T, H, W), by default the settings' own."""
         sizes = sizes or (self.frames, self.size, self.size)
-        return parse_layers(self.layers or EXPERIMENTS[self.experiment], sizes)
+        layers = EXPERIMENTS[self.experiment] if self.layers is None else self.layers
+        return parse_layers(layers, sizes)
 
     def factors_of_rates(self, layers: int) -> tuple[float, ...]:
         """Factors of the learning rate, one for each of STGConvNet's layers."""
@@ -328,7 +340,7 @@ _BOUNDS = {
     "chains": (1, 2**16),
     "langevin_steps": (1, 10**6),
     "step_size": (0, 10**3),
-    "sigma": (0, 10**6),
+    "sigma": (1e-3, 10**6),
     "temperature": (0, 10**6),
     "mask_bias": (-100, 100),
     "mask_penalty": (0, 10**6),

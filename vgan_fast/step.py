@@ -30,9 +30,11 @@ class Step(abc.ABC):
 
     Attributes:
         remedy: what to do where losses or weights are no longer finite.
+        read_every: steps between reading losses, which waits for the device.
     """
 
     remedy = "train again with a lower --lr"
+    read_every = 10
 
     def __init__(
         self,

@@ -20,7 +20,6 @@ from vgan_fast.files import explained
 from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write_picture
 from vgan_fast.settings import Settings
 
-READ_EVERY = 10  # steps between reading losses, which waits for the device
 ROWS = 4  # samples in a picture
 
 
@@ -29,6 +28,7 @@ class TrainingStep(Protocol):
 
     networks: dict[str, nn.Module]
     remedy: str
+    read_every: int
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return scalars on the device, good until the next call."""
@@ -108,7 +108,7 @@ def train(
             losses = step(pace.fetch(clips))
             done += 1
             bar.update()
-            if done % READ_EVERY == 0 or done == settings.steps:
+            if done % step.read_every == 0 or done == settings.steps:
                 with explained(run):
                     _report(losses, pace, bar, writer, done, settings.batch_size, step.remedy)
             if done % settings.checkpoint_every == 0 or done == settings.steps:

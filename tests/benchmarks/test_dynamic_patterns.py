@@ -56,7 +56,7 @@ def test_textures_of_a_run(videos, tmp_path):
     out, results = tmp_path / "run", tmp_path / "results"
     options = ["--model", "stgconvnet", "--layers", "4@5/2 2@2x*x*", "--frames", 8, "--size", 16]
     options += ["--langevin-steps", 1, "--steps", 2, "--chains", 3, "--device", "cpu"]
-    trained = run(train, *options, "--data", videos, "--out", out)
+    trained = run(train, *options, "--data", videos / "a.mp4", "--out", out)
     assert trained.exit_code == 0, trained.output
     done = run(textures, out, "--states", 3, "--langevin-steps", 2, "--results", results)
     assert done.exit_code == 0, done.output

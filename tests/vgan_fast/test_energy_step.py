@@ -12,7 +12,7 @@ from vgan_fast import generate, train
 from vgan_fast.checkpoint import list_checkpoints
 from vgan_fast.energy_step import EnergyStep, as_values, shown
 from vgan_fast.errors import UserError
-from vgan_fast.graph import CudaGraph
+from vgan_fast.graph import WARM_UP, CudaGraph
 from vgan_fast.kernels.langevin import normals
 from vgan_fast.sampling import Sampler
 from vgan_fast.settings import Settings
@@ -117,7 +117,6 @@ def test_the_learning_gradient_is_that_of_the_likelihood():
     expected = torch.stack(expected)
 
     step.network.float()
-    step._level = 127.0
     chains = step.draw(step.chains.clips, 400).chains
     step._learn(values.float(), chains, torch.ones(()))
     got = torch.cat([-p.grad.flatten() for p in step.network.parameters()]).double()
@@ -146,8 +145,8 @@ def test_layers_come_one_after_the_other():
     assert [sum(each) for each in moved] == depths
     again = tiny(growth="layers", steps=60)  # resumed with more to do: no layer is taken off
     again.network.load_state_dict(step.network.state_dict())
-    again.load_state_dict(step.state_dict())
     again.chains.load_state_dict(step.chains.state_dict())
+    again.load_state_dict(step.state_dict())
     again(batch(6))
     assert again.network.depth == 3
 
@@ -160,14 +159,15 @@ def test_layers_come_one_after_the_other():
         {"backend": "reference"},
         {"metropolis": True},
         {"reference": "uniform"},
-        {"growth": "layers", "steps": 9},
+        {"growth": "layers", "steps": 18},
     ],
 )
 def test_replayed_steps_and_resumed_ones_are_plain_ones_bit_for_bit(changes):
     graph = changes.get("backend") != "reference"
     plain, replayed = tiny(**changes), tiny(**changes, graph=graph)
     resumed = tiny(**changes, graph=graph)
-    for i in range(9):
+    steps, captures = changes.get("steps", 9), 0
+    for i in range(steps):
         expected, got = plain(batch(i)), replayed(batch(i))
         if i >= 5:
             again = resumed(batch(i))
@@ -178,11 +178,12 @@ def test_replayed_steps_and_resumed_ones_are_plain_ones_bit_for_bit(changes):
             resumed.load_state_dict(copy.deepcopy(replayed.state_dict()))
         assert got.keys() == expected.keys()
         assert all(torch.equal(got[name], expected[name]) for name in got)
-    assert replayed.replays == graph or "growth" in changes
+        captures += graph and replayed.replays and replayed._run._calls == WARM_UP + 1
+    assert captures == (3 if "growth" in changes else graph)  # anew for each depth
     for step in (replayed, resumed):
         for name, value in plain.chains.state_dict().items():
             assert torch.equal(step.chains.state_dict()[name], value), name
-    assert plain.chains.moment == 27
+    assert plain.chains.moment == 3 * steps
 
 
 @pytest.mark.gpu
@@ -302,7 +303,14 @@ def test_generated_clips_are_chains_taken_further(tmp_path):
         (["--layers", "junk"], "'junk' is no layer"),
         (["--layer-rates", "1"], "--layer-rates 1: must be 3"),
         (["--step-size", 0], "--step-size"),
-        (["--sigma", 0], "--sigma 0.0: must be positive"),
+        (["--sigma", 0], "--sigma 0.0: must lie between 0.001"),
+        (["--step-size", 2], "--step-size 2.0: must be less than twice --sigma 1.0"),
+        (["--frames", 0, "--layers", "1@*"], "--frames 0: must lie in"),
+        (["--size", -3, "--layers", "1@*"], "--size -3: must lie in"),
+        (["--layers", ""], "--layers: names no layer"),
+        (["--layers", "3@3+100000"], "its sizes must lie between"),
+        (["--backend", "library"], "--backend library: not with"),
+        (["--backend", "reference", "--precision", "bf16"], "--precision bf16: not with"),
         (["--metropolis", "--temperature", 0], "--metropolis: needs"),
         (["--metropolis", "--precision", "bf16"], "--metropolis: needs --precision fp32"),
         (["--precision", "fp16"], "--precision fp16: not with --model stgconvnet"),
@@ -327,7 +335,8 @@ def test_a_chain_that_is_no_number_stops_the_run_and_keeps_the_last_state(tmp_pa
         return taken(self, frames)
 
     monkeypatch.setattr(EnergyStep, "_train", breaking)
-    done = run(*SMALL, "--experiment", "2", "--steps", 20, "--out", out, "--backend", "reference")
+    options = "--experiment", "2", "--steps", 20, "--backend", "reference"
+    done = run(*SMALL, *options, "--checkpoint-every", 3, "--out", out)
     assert done.exit_code == 2
     assert "at step 8" in done.output.splitlines()[-1]
     assert "--step-size" in done.output.splitlines()[-1]

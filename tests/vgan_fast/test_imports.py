@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 
 def python(code):
@@ -28,3 +30,19 @@ def test_the_folders_refuse_their_bare_names():
         result = python(f"import {name}")
         assert result.returncode != 0
         assert f"vgan_fast.{name}" in result.stderr
+
+
+def test_all_packages_are_installed():
+    root = Path(__file__).parents[2]
+    listed = re.findall(r'"(vgan_fast[\w.]*)"', (root / "setup.py").read_text())
+    folders = {"vgan_fast": "vgan_fast", "kernels": "vgan_fast.kernels"}
+    folders["loaders"] = "vgan_fast.loaders"
+    found = set()
+    for top, name in folders.items():
+        for file in (root / top).rglob("__init__.py"):  # links are not followed
+            inner = file.parent.relative_to(root / top).parts
+            found.add(".".join([name, *inner]))
+    ops = {f"vgan_fast.kernels.{p.name}" for p in (root / "kernels").iterdir() if p.is_dir()}
+    assert found - ops <= set(listed), "setup.py's packages lack some"
+    for op in ops & found:
+        assert f'"{op.rsplit(".")[-1]}"' in (root / "setup.py").read_text()

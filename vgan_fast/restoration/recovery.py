@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +11,6 @@ from vgan_fast.energy_step import LEVELS, EnergyLearning, as_values
 from vgan_fast.errors import UserError
 from vgan_fast.graph import CudaGraph, Graph
 from vgan_fast.settings import Settings
-
-READ_EVERY = 10  # steps between reading losses, which waits for the device
-
-
-class Recovered(NamedTuple):
-    """What `recover` gives.
-
-    Attributes:
-        samples: float32 (S, N, T, H, W, 3) in [0, 255]: draws of the occluded pixels given the
-            visible ones, which are as they were.
-    """
-
-    samples: np.ndarray
 
 
 class RecoveryStep(EnergyLearning):
@@ -55,7 +41,7 @@ class RecoveryStep(EnergyLearning):
         free = occluded.new_zeros((settings.chains, *occluded.shape[1:]))
         self._fixed = torch.cat([~occluded, free])[:, None]
 
-    def sample(self) -> np.ndarray:
+    def drawn(self) -> np.ndarray:
         """Go on with the weights of now; the completed clips, float32 (N, T, H, W, 3), 0 to 255."""
         completed, steps = self.chains.completed, self.settings.langevin_steps
         completed.copy_(self.draw(completed, steps, self._fixed[: len(completed)]).chains)
@@ -79,7 +65,7 @@ def recover(
     *,
     samples: int,
     report: Callable[[int, dict[str, float]], None] | None = None,
-) -> Recovered:
+) -> np.ndarray:
     """Learn a model from the visible pixels of clips and draw the others.
 
     Takes `settings.steps` steps of learning; the draws that follow lie `settings.langevin_steps`
@@ -90,7 +76,11 @@ def recover(
         occluded: bool (N, T, H, W).
         settings: resolved (`vgan_fast.device.resolved`), of model stgconvnet.
         samples: number of draws.
-        report: called now and then with the number of steps done and their losses.
+        report: called with the number of each step and its losses.
+
+    Returns:
+        float32 (samples, N, T, H, W, 3) in [0, 255]: the occluded pixels as drawn, the visible ones
+        as they were.
 
     Raises:
         UserError: when nothing is visible, or a loss is no longer finite.
@@ -101,13 +91,14 @@ def recover(
     given = torch.from_numpy(clips).to(device), torch.from_numpy(occluded).to(device)
     step = RecoveryStep(settings, *given)
     for done in range(1, settings.steps + 1):
-        losses = step()
-        if done % READ_EVERY == 0 or done == settings.steps:
-            values = {name: float(value) for name, value in losses.items()}
-            broken = [name for name, value in values.items() if not math.isfinite(value)]
-            if broken:
-                raise UserError(f"'{broken[0]}' is not finite at step {done}: {step.remedy}")
-            if report is not None:
-                report(done, values)
-    drawn = np.stack([step.sample() for _ in range(samples)])
-    return Recovered(np.where(occluded[..., None], drawn, clips.astype(np.float32)))
+        values = {name: float(value) for name, value in step().items()}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise UserError(f"'{broken[0]}' is not finite at step {done}: {step.remedy}")
+        if report is not None:
+            report(done, values)
+    drawn = np.empty((samples, *clips.shape), np.float32)
+    for draw in drawn:
+        draw[:] = step.drawn()
+        draw[~occluded] = clips[~occluded]
+    return drawn

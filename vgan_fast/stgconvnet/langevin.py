@@ -38,7 +38,8 @@ class Langevin:
         temperature: T; at 0 the steps go down the energy without noise.
         metropolis: accept each step of a chain with the probability that makes the bias vanish
             (Metropolis-Hastings); costs one more evaluation a call.
-        bounds: range of pixels, reflecting; None for none.
+        bounds: range of pixels, None for none. It reflects once what leaves it; steps that are not
+            small beside it pile up at its ends.
         seed: of the noise, 0 to 2^62.
         impl: see `vgan_fast.kernels.dispatch`.
 

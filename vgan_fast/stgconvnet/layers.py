@@ -84,8 +84,10 @@ def parse_layers(text: str, shape: Sizes) -> tuple[Layer, ...]:
         )
         whole = [size == "*" for size in _three(match[2])]
         stride = tuple(map(int, _three(stride or "1")))
-        numbers = int(filters), *stride, *(k for k, w in zip(kernel, whole, strict=True) if not w)
-        if min(numbers) < 1 or max(numbers) > _LARGEST:
+        given_padding = tuple(map(int, _three(padding or "0")))
+        sized = [k for k, w in zip(kernel, whole, strict=True) if not w]
+        numbers = int(filters), *stride, *sized
+        if min(numbers) < 1 or max(*numbers, *given_padding) > _LARGEST:
             raise UserError(f"--layers: {word!r}: its sizes must lie between 1 and {_LARGEST}")
         if padding is None:
             zeros = tuple(
@@ -93,7 +95,7 @@ def parse_layers(text: str, shape: Sizes) -> tuple[Layer, ...]:
                 for n, k, s, w in zip(given, kernel, stride, whole, strict=True)
             )
         else:
-            zeros = tuple((p, p) for p in map(int, _three(padding)))
+            zeros = tuple((p, p) for p in given_padding)
         if not layers and any(k > n for k, n in zip(kernel, given, strict=True)):
             raise UserError(
                 f"{_sizes(given)} clips are smaller than the {_sizes(kernel)} filters of the first "
