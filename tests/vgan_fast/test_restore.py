@@ -43,7 +43,7 @@ def recovery(monkeypatch):
         off = np.where(np.arange(samples) % 2, OFF, -OFF).astype(np.float32)
         hidden = occluded[..., None]
         draws = [np.where(hidden, filled + by, clips) for by in off]
-        return SimpleNamespace(samples=np.stack(draws).astype(np.float32))
+        return np.stack(draws).astype(np.float32)
 
     module = ModuleType("vgan_fast.restoration.recovery")
     module.recover = recover
