@@ -202,6 +202,8 @@ def main(
             raise UserError(f"{video}: is named twice; name each video once")
     targets = _targets(out, each, videos)
     _refuse_outputs(targets, out, strip, (*videos, *masks))
+    if size:  # What the settings refuse is said before videos are decoded.
+        _settings(training, experiment, (1, frames, size, size))
     clips, broken = read_clips(
         videos,
         start=start,
