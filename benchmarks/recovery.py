@@ -11,6 +11,7 @@ stopped goes on.
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -203,7 +204,7 @@ def _table(
     lines = [
         "# Recovery of occluded pixels",
         "",
-        f"`python -m benchmarks.recovery {' '.join(sys.argv[1:])}`  ",
+        f"`python -m benchmarks.recovery {shlex.join(sys.argv[1:])}`  ",
         f"{told}. {describe()}, one core a recovery: {seconds / 60:.1f} minutes in the mean.",
         "",
         "Mean absolute errors of occluded pixels, 0 to 255, of one draw and of the mean of "

@@ -6,6 +6,7 @@
 Prints a table, and writes it and a film strip of each run to --results.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main(runs, states, langevin_steps, results) -> int:
     lines = [
         "# Textures: what is learnt, and a linear dynamic system",
         "",
-        f"`python -m benchmarks.textures {' '.join(sys.argv[1:])}`  ",
+        f"`python -m benchmarks.textures {shlex.join(sys.argv[1:])}`  ",
         f"{describe()}.",
         "",
         f"| {' | '.join(head)} |",

@@ -50,9 +50,11 @@ def error(ours, exact):
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
-@pytest.fixture(params=["as here", "in cells"])
+@pytest.fixture(params=["as here", "moment by moment", "in cells"])
 def form(request, monkeypatch):
-    """The CPU's form, and a GPU's run on the CPU."""
+    """The CPU's form, also where little is folded at a time, and a GPU's run on the CPU."""
+    if request.param == "moment by moment":
+        monkeypatch.setattr(fast, "_COLUMNS", 1)
     if request.param == "in cells":
         monkeypatch.setattr(fast, "_in_cells", lambda layer, device: max(layer.stride) > 1)
 
@@ -106,6 +108,11 @@ def test_pixels_are_not_rounded_to_bf16():
         quick.convolutions[0].weight.copy_(torch.tensor([1.0, -1.0]).expand(1, 3, 1, 1, 2))
     clips = torch.tensor([100.25, 100.0]).expand(1, 3, 1, 1, 2).contiguous()
     assert quick.frozen()(clips)[0].item() == 0.75
+    # Nor are that layer's weights, or 1 + 1/256 would be 1 or 1 + 1/128.
+    with torch.no_grad():
+        quick.convolutions[0].weight[..., 0] = 1 + 1 / 256
+    same = torch.full((1, 3, 1, 1, 2), 128.0)
+    assert quick.frozen()(same)[0].item() == 1.5
 
 
 def test_the_plain_network_is_the_papers_f():
