@@ -51,7 +51,7 @@ def contest(of: Chains, preset: Preset, device: Device) -> Contest:
 
     def port(precision: str, mode: str | None) -> Prepared:
         """The public code's loop in PyTorch."""
-        network, settings = network_of("reference", precision)
+        network, settings = network_of("reference", "fp32")
         configure(settings)
         network.requires_grad_(False)
         if precision == "bf16":
