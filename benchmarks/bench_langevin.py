@@ -14,7 +14,9 @@ from vgan_fast.networks import build_energy_network
 from vgan_fast.settings import Settings
 
 STEPS = 4  # of one round
-TOLERANCE = 0.05  # relative error of the drift: bf16, ours from the second layer on
+# Relative error of f's gradient. Where bf16 turns a ReLU of few around, a sizeable part of it does,
+# and the port rounds the pixels, too.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
 SPREAD = 60.0  # of the chains' pixels
 
 
@@ -29,6 +31,7 @@ def contest(of: Chains, preset: Preset, device: Device) -> Contest:
     @cache
     def weights() -> dict[str, Tensor]:
         """Such as have f's gradient as large as the pixels: an untrained network's is nothing."""
+        torch.manual_seed(1)
         network = build_energy_network(_settings(of, device, "reference", "fp32"), sizes)
         with torch.no_grad():
             for layer in network.convolutions:
@@ -41,12 +44,12 @@ def contest(of: Chains, preset: Preset, device: Device) -> Contest:
         network.load_state_dict(weights())
         return network, settings
 
-    def verified(gradient: Tensor) -> None:
+    def verified(gradient: Tensor, precision: str) -> None:
         gradient = gradient.float().cpu()
         if not expected:
             expected.append(gradient)
         error = float((gradient - expected[0]).norm() / expected[0].norm())
-        if not error < TOLERANCE:
+        if not error < TOLERANCE[precision]:
             raise WrongResultError(f"the gradient of f is off by {error:.1%}")
 
     def port(precision: str, mode: str | None) -> Prepared:
@@ -76,7 +79,7 @@ def contest(of: Chains, preset: Preset, device: Device) -> Contest:
                 clips = clips - 0.045 * drift + 0.3 * torch.randn_like(clips)
             return clips
 
-        verified(gradient_of(begun))
+        verified(gradient_of(begun), precision)
         return Prepared(work, {"clips": of.count * STEPS})
 
     def ours(precision: str) -> Prepared:
@@ -94,7 +97,7 @@ def contest(of: Chains, preset: Preset, device: Device) -> Contest:
                 sample(begun)
             if not sample.captured:
                 raise WrongResultError("the steps could not be captured")
-        verified(scored(begun)[1])
+        verified(scored(begun)[1], precision)
         return Prepared(lambda: sample(begun)["clips"], {"clips": of.count * STEPS})
 
     low = "bf16" if bf16 else "fp32"
