@@ -21,6 +21,7 @@ class Chains(nn.Module):
     Args:
         count: number of chains.
         sizes: frames, height and width.
+        depth: layers in use.
 
     Attributes:
         clips: (count, 3, T, H, W) fp32, pixels 0-255 less `mean`; N(0, 1) at first.
