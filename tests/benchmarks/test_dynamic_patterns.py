@@ -6,6 +6,7 @@ import click.testing
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import recovery, textures
 from vgan_fast import train
@@ -13,6 +14,14 @@ from vgan_fast import train
 
 def run(program, *arguments):
     return click.testing.CliRunner().invoke(program.main, [str(a) for a in arguments])
+
+
+@pytest.fixture(autouse=True)
+def switches():
+    """Programs that run in this process set PyTorch's switches for good."""
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.benchmark = before
 
 
 @pytest.fixture
