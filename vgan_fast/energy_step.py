@@ -107,11 +107,11 @@ class EnergyLearning(Step):
         """
         f = {"data": self.network(clips), "chains": self.network(chains)}
         loss = f["chains"].mean() - f["data"].mean()
-        in_use = list(self.optimizers.values())[: self.network.depth]
-        for optimizer in in_use:
+        # Layers that are not in use get no gradient, and optimisers pass them over.
+        for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()
-        for optimizer in in_use:
+        for optimizer in self.optimizers.values():
             optimizer.step()
         losses = {f"f_{name}": scores.detach().mean() for name, scores in f.items()}
         for name, values in (("data", clips), ("chains", chains)):

@@ -9,13 +9,15 @@ import torch
 from fake_graph import FakeGraph
 
 from vgan_fast import generate, train
-from vgan_fast.checkpoint import list_checkpoints
+from vgan_fast.checkpoint import list_checkpoints, load_weights
+from vgan_fast.energy_sampling import ChainSampler
 from vgan_fast.energy_step import EnergyStep, as_values, shown
 from vgan_fast.errors import UserError
 from vgan_fast.graph import WARM_UP, CudaGraph
 from vgan_fast.kernels.langevin import normals
 from vgan_fast.sampling import Sampler
 from vgan_fast.settings import Settings
+from vgan_fast.stgconvnet.model import EnergyNetwork
 
 TINY = Settings(
     model="stgconvnet",
@@ -301,6 +303,23 @@ def test_generated_clips_are_chains_taken_further(tmp_path):
         assert "has no generator, but chains" in done.output
     with pytest.raises(UserError, match="an energy model has no generator"):
         Sampler(run_of, torch.device("cpu"))
+
+
+def test_chains_of_an_unfinished_run_go_on_at_its_depth(tmp_path):
+    out, steps = tmp_path / "run", ["--steps", 6, "--growth", "layers"]
+    assert run(*SMALL, *steps, "--experiment", "2", "--out", out).exit_code == 0
+    clips = torch.randn(2, 3, 16, 16, 16) * 50
+    f = []
+    for checkpoint in list_checkpoints(out):
+        sampler = ChainSampler(checkpoint, torch.device("cpu"))
+        f.append(sampler._scored(clips)[0])
+        depth = int(checkpoint.name[-1]) // 2
+        settings = sampler.settings
+        network = EnergyNetwork(settings.network_layers())
+        network.depth = depth
+        load_weights(checkpoint, {"network": network})
+        torch.testing.assert_close(f[-1], network(clips).detach(), rtol=0.05, atol=0)
+    assert len(f) == 3
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,43 @@ def test_metropolis_hastings_takes_the_bias_of_large_steps_away(temperature):
     assert_within_sampling_error(drawn(small, scored, shape, 50) ** 2, temperature / 4, 4)
 
 
+def test_metropolis_hastings_is_the_textbook_loop():
+    precision = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.5, -0.5], [0.0, -0.5, 3.0]])
+    scored, step, temperature = field(precision), 1.1, 0.8
+    chains = torch.randn(50, 3, 1, 1, 1)
+    sampler = Langevin(step_size=step, temperature=temperature, variance=2.0, metropolis=True)
+    moment = moment_of(5)
+    got = sampler(scored, chains, moment, 12)
+
+    def target(x):
+        f, gradient = scored(x)
+        flat = x.flatten(1).double()
+        log = (f.double() - flat.square().sum(1) / 4) / temperature
+        return log, (gradient - x / 2).flatten(1).double()
+
+    def log_proposal(to, x, slope):
+        off = to.flatten(1).double() - x.flatten(1).double() - step**2 / 2 * slope
+        return -off.square().sum(1) / (2 * step**2 * temperature)
+
+    x, accepted = chains, []
+    for number in range(5, 17):
+        log, slope = target(x)
+        noise = normals(x.shape, number, 0)
+        moved = x + step**2 / 2 * slope.float().view_as(x) + step * temperature**0.5 * noise
+        moved_log, moved_slope = target(moved)
+        ratio = (
+            moved_log - log + log_proposal(x, moved, moved_slope) - log_proposal(moved, x, slope)
+        )
+        uniform = torch.special.ndtr(normals((50,), -1 - number, 0).double())
+        keep = uniform < ratio.exp()
+        accepted.append(keep.double().mean())
+        x = torch.where(keep[:, None, None, None, None], moved, x)
+    assert 0.2 < torch.stack(accepted).mean() < 0.8
+    torch.testing.assert_close(got.chains, x, rtol=1e-4, atol=1e-4)
+    assert got.accepted.item() == pytest.approx(torch.stack(accepted).mean().item(), abs=1e-6)
+    assert moment == 17
+
+
 def test_metropolis_hastings_beside_held_pixels():
     # Of two values with a precision of [[2, 1], [1, 2]] one is held at 3: the other is N(-1.5, .5).
     scored = field(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
