@@ -10,8 +10,9 @@ from fake_graph import FakeGraph
 
 from vgan_fast import generate, train
 from vgan_fast.checkpoint import list_checkpoints, load_weights
+from vgan_fast.device import multiplies_bf16, resolved
 from vgan_fast.energy_sampling import ChainSampler
-from vgan_fast.energy_step import EnergyStep, as_values, shown
+from vgan_fast.energy_step import EnergyStep, as_values, sampler_of, shown
 from vgan_fast.errors import UserError
 from vgan_fast.graph import WARM_UP, CudaGraph
 from vgan_fast.kernels.langevin import normals
@@ -236,6 +237,27 @@ def test_settings_reach_the_sampler():
     assert still.chains.clips.abs().max() < 0.1
 
 
+def test_sampler_and_rates_are_those_of_the_settings():
+    given = {"seed": 5, "metropolis": True, "step_size": 0.25, "sigma": 2.0, "temperature": 0.5}
+    sampler = sampler_of(dataclasses.replace(TINY, **given), 100.0)
+    assert (sampler.seed, sampler.metropolis, sampler.step_size) == (5, True, 0.25)
+    assert (sampler.variance, sampler.temperature, sampler.bounds) == (4.0, 0.5, None)
+    flat = sampler_of(dataclasses.replace(TINY, reference="uniform"), 100.0)
+    assert (flat.variance, flat.bounds) == (None, (-100.0, 155.0))
+    graded = dataclasses.replace(TINY, layers=None, frames=16, size=16)
+    assert graded.factors_of_rates(3) == pytest.approx((1, 0.3, 0.09))
+    assert TINY.factors_of_rates(3) == (1, 1, 1)  # layers of one's own
+    one = dataclasses.replace(graded, experiment="1")
+    assert one.factors_of_rates(3) == (1, 1, 1)
+
+
+def test_metropolis_hastings_is_done_in_fp32():
+    auto = dataclasses.replace(TINY, precision="auto")
+    assert resolved(dataclasses.replace(auto, metropolis=True)).precision == "fp32"
+    low = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+    assert resolved(auto).precision == low
+
+
 def test_pictures_show_data_and_chains():
     step = tiny()
     step(batch())
@@ -295,8 +317,15 @@ def test_generated_clips_are_chains_taken_further(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     # Of two chains: clips 0, 2 and 4 are from one, with other noise.
     assert not np.array_equal(first[0], first[2])
-    other = generated("--count", 5, "--langevin-steps", 3, "--seed", 1)
-    assert not np.array_equal(first[0], other[0])
+    for options in (("--langevin-steps", 3, "--seed", 1), ("--langevin-steps", 4)):
+        other = generated("--count", 5, *options)
+        assert not np.array_equal(first[0], other[0])
+    sampler = ChainSampler(run_of, torch.device("cpu"))
+    (made,) = sampler.batches(2, 7, 3)  # of 2 and 1 steps
+    chains = sampler._chains
+    plain = dataclasses.replace(sampler_of(sampler.settings, float(chains.mean)), seed=8)
+    expected = plain(sampler._scored, chains.clips, torch.tensor(0), 3).chains
+    assert torch.equal(made["video"], shown(expected, chains.mean))
     for option in (["--streams"], ["--to-seed", "3"]):
         done = click.testing.CliRunner().invoke(generate.main, [str(run_of), *option])
         assert done.exit_code == 2
