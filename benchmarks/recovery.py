@@ -32,15 +32,15 @@ from vgan_fast.loaders.whole import Clip, read_clips
 from vgan_fast.pictures import film_strip, write_picture
 from vgan_fast.restoration.occlusions import missing_frames, moving_region, salt_and_pepper
 from vgan_fast.restoration.recovery import recover
+from vgan_fast.restore import OCCLUDED, REGION, SHARE
 from vgan_fast.settings import PRESETS, Settings
 
-REGION = 0.4  # of the short side: the paper's 60 of 150 pixels
 OCCLUSIONS = {
-    "salt and pepper": lambda shape, seed: salt_and_pepper(shape, share=0.5, seed=seed),
+    "salt and pepper": lambda shape, seed: salt_and_pepper(shape, share=SHARE, seed=seed),
     "moving region": lambda shape, seed: moving_region(
         shape, side=round(REGION * min(shape[1:])), seed=seed
     ),
-    "missing frames": lambda shape, seed: missing_frames(shape, share=0.5, seed=seed),
+    "missing frames": lambda shape, seed: missing_frames(shape, share=SHARE, seed=seed),
 }
 SWEEPS = 50  # of the Gibbs samplers before the first draw that counts
 METHODS = {
@@ -49,7 +49,6 @@ METHODS = {
     "l2": "MRF, L2",
     "interpolation": "interpolation over time",
 }
-HIDDEN = (255, 0, 255)
 OF_SETTINGS = ("frames", "size", "steps", "langevin_steps", "step_size", "chains", "lr")
 OF_SETTINGS += ("layers", "layer_rates", "device", "backend", "precision")
 
@@ -169,7 +168,7 @@ def _cell(clip: np.ndarray, kind: str, seed: int, settings: Settings, samples: i
     found["interpolation"] = errors(linear[None])
     rows = [
         clip,
-        np.where(hidden[..., None], np.uint8(HIDDEN), clip),
+        np.where(hidden[..., None], np.uint8(OCCLUDED), clip),
         energy.mean(0).round().astype(np.uint8),
         np.abs(energy.mean(0) - clip).round().astype(np.uint8),
     ]

@@ -46,13 +46,6 @@ def batch(seed=0):
     return torch.randint(0, 256, (2, 9, 12, 12, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.fixture
-def recordable(monkeypatch):
-    """A CPU's noise by PyTorch alone: what NumPy does, a graph's stand-in cannot record."""
-    monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: tensor)
-    monkeypatch.setattr(torch, "from_numpy", lambda tensor: tensor)
-
-
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_a_step_follows_the_public_codes_loop(backend):
     step = tiny(backend=backend, layer_rates="1,0.5,0.1")

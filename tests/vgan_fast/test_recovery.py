@@ -45,13 +45,6 @@ def step_of(clips, occluded, make_graph=FakeGraph, **changes):
     return RecoveryStep(dataclasses.replace(SETTINGS, **changes), *given, make_graph)
 
 
-@pytest.fixture
-def recordable(monkeypatch):
-    """A CPU's noise by PyTorch alone: what NumPy does, a graph's stand-in cannot record."""
-    monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: tensor)
-    monkeypatch.setattr(torch, "from_numpy", lambda tensor: tensor)
-
-
 def test_recovered_pixels_come_near_the_truth_which_it_has_not_seen():
     clips, occluded = waves(), hidden()
     seen = np.where(occluded[..., None], np.uint8(0), clips)
