@@ -185,8 +185,14 @@ def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
         names = ("batch_statistics", "norm_act", "convolve_statistics", "weight_gradient")
         names += ("convolve_norm_backward", "norm_act_input_gradient")
         assert dispatch.launches - before == dict.fromkeys(names, 1)
+    vectors = {"gamma", "beta"}
+    # How nearly roundings of 16 bits cancel in sums of so few channels is a matter of luck.
+    luck = max((theirs[name].double() - wide[name]).abs().max().item() for name in vectors)
     for name, value in found.items():
-        assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))
+        if dtype != torch.float32 and name in vectors:
+            assert (value.double() - wide[name]).abs().max() <= 4 * luck + 1e-6, name
+        else:
+            assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))
     y, (mean, variance) = made[0]
     expected = reference_statistics(y, groups)
     torch.testing.assert_close((mean, variance), expected, rtol=1e-5, atol=1e-6)
@@ -331,7 +337,7 @@ def test_projection(biased, given, dtype):
 
     found, theirs, wide = ours_and_theirs(ours, library, tensors, dy, dtype)
     for name, value in found.items():
-        assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))
+        assert_close_to_float64(name, value, theirs[name], wide[name])
     if dtype != torch.float32:  # not rounded on the way
         assert not found["weight"].equal(found["weight"].to(dtype).float())
     packed = [t.detach().to(dtype) for t in tensors.values()][1:] + [None] * (not biased)

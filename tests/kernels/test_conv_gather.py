@@ -344,6 +344,8 @@ def test_candidates_fit_the_shared_memory(channels, room, up, monkeypatch):
         assert len(found) == len(set(found)) >= (1 if dtype == torch.float32 else 2)
         for config in found:
             assert config.shared_bytes(x.element_size()) <= room
+            # Where operands come from registers, 128 of sums leave too few.
+            assert room >= 200 << 10 or config.rows * config.columns / config.num_warps <= 64 * 32
             assert config.merged == (up and channels[1] <= 64)
 
 
