@@ -167,6 +167,7 @@ def _evaluate(
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
     from vgan_fast.files import refuse_unwritable, written_whole
+    from vgan_fast.interchange.torch7_networks import UNKNOWN_DATA
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
@@ -231,6 +232,8 @@ def _evaluate(
             )
     seeing.check(*clip)
 
+    if (data or first.data) == UNKNOWN_DATA:
+        raise UserError("--data: name real clips; a .t7 file does not say what it was trained on")
     folder = decoded or next(iter(named.values())) / "frames"
     settings = dataclasses.replace(
         first, data=data or first.data, decoded=str(folder), device=place.type

@@ -268,10 +268,9 @@ class _Layer:
     def children(self) -> list[Any]:
         """The modules of a container, in order."""
         modules = self._fields.get("modules")
-        numbers = range(1, len(modules) + 1) if isinstance(modules, dict) else ()
-        if not all(number in modules for number in numbers):
+        if not isinstance(modules, dict) or not all(i + 1 in modules for i in range(len(modules))):
             raise UserError(f"{self._file}: {self.place} has no list of modules")
-        return [modules[number] for number in numbers]
+        return [modules[i + 1] for i in range(len(modules))]
 
     def weights(self) -> dict[str, Tensor]:
         """Its weights by the names, and in the shapes, of PyTorch's layer."""
