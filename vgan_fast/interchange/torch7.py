@@ -73,8 +73,8 @@ def read_torch7(path: Path) -> Any:
     `torch.Tensor` (tensors, and storages as tensors of one dimension; those of a GPU on the CPU)
     and `TorchObject`. What is shared in the file is shared here: tensors are views into their
     storage, not necessarily contiguous, never of more elements than it. Functions, and tensors
-    that repeat their storage (an `nn.Replicate`'s output), are empty `TorchObject`s. Cycles are
-    possible.
+    that repeat their storage (an `nn.Replicate`'s output), are empty `TorchObject`s; entries of a
+    table whose key is no number and no string are left out. Cycles are possible.
 
     Memory: the elements of the storages, and some hundred bytes for each other value, of which
     there may be `VALUES`. Each size is checked against what is left of the file beforehand.
@@ -312,9 +312,12 @@ class _Objects:
         table = self._known[index] = {}
         for _ in range(size):
             key = yield self._object()
-            if not isinstance(key, str | float) or key != key:
-                raise items.error("a number or a string as the key of a table before this")
-            table[key] = _plain((yield self._object()))
+            if key is None or key != key:
+                raise items.error(f"a key of a table before this, not {key}")
+            value = yield self._object()
+            # What has other keys is no part of a network, and Python would take True for 1.
+            if isinstance(key, str | float) and not isinstance(key, bool):
+                table[key] = _plain(value)
         return table
 
     def _torch(self, index: int) -> _Steps:

@@ -1,8 +1,10 @@
 """The networks of videogan's main.lua and main_conditional.lua as trees of modules, and their run.
 
-Weights are random; sizes are small, in the original's proportions: two stride-2 layers. `run` is
-what Torch7 computes, module by module, in evaluation mode.
+Weights are random; sizes are small unless others are given, in the original's proportions. `run`
+is what Torch7 computes, module by module, in evaluation mode.
 """
+
+import itertools
 
 import numpy as np
 import torch
@@ -13,11 +15,16 @@ LATENT, WIDTH, DEPTH, SIZE, FRAMES = 6, 4, 2, 16, 8
 
 
 class Lua:
-    """Makes modules as Lua's constructors do, of one package, with weights of one seed."""
+    """Makes modules as Lua's constructors do, of one package, with weights of one seed.
 
-    def __init__(self, seed=0, package="nn"):
+    The original has levels=4, width=64, latent=100.
+    """
+
+    def __init__(self, seed=0, package="nn", levels=2, width=WIDTH, latent=LATENT, depth=DEPTH):
         self.random = np.random.default_rng(seed)
-        self.package = package
+        self.package, self.latent, self.depth = package, latent, depth
+        self.widths = [width << level for level in range(levels)]
+        self.frames = depth << levels
 
     def module(self, name, package="nn", version=1, **fields):
         state = {"gradInput": Empty(), "output": Empty(), "_type": "torch.FloatTensor"}
@@ -82,33 +89,45 @@ class Lua:
     def plus(self, value):
         return self.module("AddConstant", constant_scalar=value, inplace=False)
 
-    def up(self, kind, inputs, outputs):
-        layer = self.convolution(f"{kind}FullConvolution", inputs, outputs, 4, 2, 1)
-        return [layer, self.norm(kind, outputs), self.relu()]
+    def up(self, kind, widths):
+        layers = []
+        for inputs, outputs in itertools.pairwise(widths[::-1]):
+            layers += [
+                self.convolution(f"{kind}FullConvolution", inputs, outputs, 4, 2, 1),
+                *(self.norm(kind, outputs), self.relu()),
+            ]
+        return layers
 
-    def down(self, kind, inputs, outputs, eps=1e-3):
-        return [self.convolution(f"{kind}Convolution", inputs, outputs, 4, 2, 1)] + (
-            [self.norm(kind, outputs, eps)] if inputs > 3 else []
-        )
+    def down(self, kind, channels, widths, activation):
+        layers = [self.convolution(f"{kind}Convolution", channels, widths[0], 4, 2, 1)]
+        layers += [activation()]
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [
+                self.convolution(f"{kind}Convolution", inputs, outputs, 4, 2, 1),
+                *(self.norm(kind, outputs, 1e-3), activation()),
+            ]
+        return layers
 
     # main.lua
 
     def background(self):
         return self.sequential(
-            self.view(-1, LATENT, 1, 1),
-            self.convolution("SpatialFullConvolution", LATENT, 2 * WIDTH, 4),
-            *(self.norm("Spatial", 2 * WIDTH), self.relu()),
-            *self.up("Spatial", 2 * WIDTH, WIDTH),
-            self.convolution("SpatialFullConvolution", WIDTH, 3, 4, 2, 1),
+            self.view(-1, self.latent, 1, 1),
+            self.convolution("SpatialFullConvolution", self.latent, self.widths[-1], 4),
+            *(self.norm("Spatial", self.widths[-1]), self.relu()),
+            *self.up("Spatial", self.widths),
+            self.convolution("SpatialFullConvolution", self.widths[0], 3, 4, 2, 1),
             self.module("Tanh", self.package),
         )
 
     def foreground(self):
         return [
-            self.view(-1, LATENT, 1, 1, 1),
-            self.convolution("VolumetricFullConvolution", LATENT, 2 * WIDTH, (DEPTH, 4, 4)),
-            *(self.norm("Volumetric", 2 * WIDTH), self.relu()),
-            *self.up("Volumetric", 2 * WIDTH, WIDTH),
+            self.view(-1, self.latent, 1, 1, 1),
+            self.convolution(
+                "VolumetricFullConvolution", self.latent, self.widths[-1], (self.depth, 4, 4)
+            ),
+            *(self.norm("Volumetric", self.widths[-1]), self.relu()),
+            *self.up("Volumetric", self.widths),
         ]
 
     def colours(self, width):
@@ -122,7 +141,7 @@ class Lua:
         mask = self.sequential(mask, self.module("Sigmoid", self.package), *penalty)
         return self.fork(self.sequential(*self.colours(width)), mask)
 
-    def blend(self, frames=FRAMES):
+    def blend(self):
         moving = self.sequential(
             self.fork(
                 self.select(1),
@@ -132,7 +151,7 @@ class Lua:
         )
         still = self.sequential(
             self.fork(
-                self.sequential(self.select(3), self.replicate(frames, 3)),
+                self.sequential(self.select(3), self.replicate(self.frames, 3)),
                 self.sequential(
                     self.select(2),
                     self.module("Squeeze"),
@@ -145,42 +164,36 @@ class Lua:
 
     def two_stream(self):
         penalty = self.module("L1Penalty", l1weight=0.1, sizeAverage=True, provideOutput=True)
-        moving = self.sequential(*self.foreground(), self.heads(WIDTH, [penalty]))
+        moving = self.sequential(*self.foreground(), self.heads(self.widths[0], [penalty]))
         streams = self.fork(moving, self.background())
         return self.sequential(streams, self.module("FlattenTable"), *self.blend())
 
     def one_stream(self):
-        return self.sequential(*self.foreground(), *self.colours(WIDTH))
+        return self.sequential(*self.foreground(), *self.colours(self.widths[0]))
 
-    def discriminator(self, width=WIDTH):
+    def discriminator(self, times=1):
+        widths = [times * width for width in self.widths]
         return self.sequential(
-            *self.down("Volumetric", 3, width),
-            self.leaky(),
-            *self.down("Volumetric", width, 2 * width),
-            self.leaky(),
-            self.convolution("VolumetricConvolution", 2 * width, 2, (DEPTH, 4, 4)),
+            *self.down("Volumetric", 3, widths, self.leaky),
+            self.convolution("VolumetricConvolution", widths[-1], 2, (self.depth, 4, 4)),
             self.view(2, numInputDims=4),
         )
 
     # main_conditional.lua: twice the width
 
     def conditional(self, given=1):
-        wide, widest = 2 * WIDTH, 4 * WIDTH
-        encoder = self.sequential(
-            self.convolution("SpatialConvolution", 3 * given, wide, 4, 2, 1),
-            self.relu(),
-            *self.down("Spatial", wide, widest),
-            self.relu(),
-        )
+        widths = [2 * width for width in self.widths]
+        wide, widest = widths[0], widths[-1]
+        encoder = self.sequential(*self.down("Spatial", 3 * given, widths, self.relu))
         moving = self.sequential(
             self.view(-1, widest, 1, 4, 4),
-            self.convolution("VolumetricFullConvolution", widest, widest, (DEPTH, 1, 1)),
+            self.convolution("VolumetricFullConvolution", widest, widest, (self.depth, 1, 1)),
             *(self.norm("Volumetric", widest), self.relu()),
-            *self.up("Volumetric", widest, wide),
+            *self.up("Volumetric", widths),
             self.heads(wide),
         )
         still = self.sequential(
-            *self.up("Spatial", widest, wide),
+            *self.up("Spatial", widths),
             self.convolution("SpatialFullConvolution", wide, 3, 4, 2, 1),
             self.module("Tanh", self.package),
         )

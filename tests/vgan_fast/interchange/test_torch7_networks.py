@@ -21,6 +21,7 @@ from vgan_fast.models import (
 )
 from vgan_fast.networks import build_discriminator, build_generator
 from vgan_fast.settings import Settings
+from vgan_fast.shape import ClipShape
 
 TYPES = {
     "two_stream": TwoStreamGenerator,
@@ -28,6 +29,14 @@ TYPES = {
     "conditional": FutureGenerator,
     "discriminator": Discriminator,
 }
+# Of the original's sizes: 32 frames of 64x64, by hand from the layers' shapes.
+PARAMETERS = {
+    "two_stream": 16_245_383,
+    "one_stream": 12_663_619,
+    "conditional": 68_216_455,
+    "discriminator": 11_057_858,
+}
+SMALL = ClipShape(FRAMES, SIZE, WIDTH, LATENT)
 EVERY = pytest.mark.parametrize("kind", list(TYPES))
 
 
@@ -48,22 +57,22 @@ def only(imported):
     return network
 
 
-def inputs(kind, given=1):
+def inputs(kind, shape=SMALL):
     """For the original's network and for ours."""
     torch.manual_seed(1)
     if kind == "discriminator":
-        clips = torch.rand(3, 3, FRAMES, SIZE, SIZE) * 2 - 1
+        clips = torch.rand(3, 3, shape.frames, shape.size, shape.size) * 2 - 1
         return clips, clips
     if kind == "conditional":
-        frames = torch.rand(3, 3 * given, SIZE, SIZE) * 2 - 1
-        return frames, frames.view(3, 3, given, SIZE, SIZE)
-    latents = torch.randn(3, LATENT)
+        frames = torch.rand(3, 3, shape.size, shape.size) * 2 - 1
+        return frames, frames[:, :, None]
+    latents = torch.randn(3, shape.latent)
     return latents, latents
 
 
 @torch.no_grad()
-def assert_as_torch7(imported, tree, kind, given=1, within=1e-5):
-    theirs, ours = inputs(kind, given)
+def assert_as_torch7(imported, tree, kind, within=1e-5):
+    theirs, ours = inputs(kind, imported.settings.shape)
     expected = run(tree, theirs)
     made = only(imported)(ours)
     made = made[0] if isinstance(made, tuple) else made
@@ -94,6 +103,32 @@ def test_the_four_networks(imported, kind, package, ascii):
     tree = getattr(Lua(package=package), kind)()
     of = imported(tree, ascii=ascii)
     assert type(only(of)) is TYPES[kind] and not only(of).training
+    assert_as_torch7(of, tree, kind)
+
+
+@EVERY
+@pytest.mark.parametrize("levels", [1, 3])
+def test_more_and_fewer_layers(imported, kind, levels):
+    lua = Lua(levels=levels, width=2, latent=5, depth=1)
+    tree = getattr(lua, kind)()
+    of = imported(tree)
+    assert (of.settings.size, of.settings.frames) == (4 << levels, 1 << levels)
+    assert_as_torch7(of, tree, kind)
+
+
+@pytest.mark.slow
+@EVERY
+def test_the_original_s_sizes(imported, kind):
+    tree = getattr(Lua(package="cudnn", levels=4, width=64, latent=100), kind)()
+    for module in modules_of(tree):  # which would double the file
+        module.fields = {n: v for n, v in module.fields.items() if not n.startswith("gradW")}
+    flattened(tree)
+    of = imported(tree)
+    assert of.settings == Settings.chosen(
+        "paper",
+        {"model": of.settings.model, "data": "unknown", "logits": "2"},
+    )
+    assert sum(value.numel() for value in only(of).parameters()) == PARAMETERS[kind]
     assert_as_torch7(of, tree, kind)
 
 
@@ -246,7 +281,7 @@ def test_sizes_are_read_off_the_weights(imported):
         assert settings.model == model and settings.logits == "2" and settings.average == 0
         assert {name: getattr(settings, name) for name in sizes} == sizes
     assert imported(lua.two_stream()).settings.latent == LATENT
-    assert imported(lua.discriminator(width=8)).settings.width == 8
+    assert imported(lua.discriminator(times=2)).settings.width == 8
 
 
 def test_the_random_state_is_left_alone(imported):
@@ -259,7 +294,7 @@ def test_the_random_state_is_left_alone(imported):
 def test_a_generator_and_its_discriminator(tmp_path):
     lua, run_folder = Lua(), tmp_path / "run"
     for kind in ("conditional", "discriminator"):
-        tree = getattr(lua, kind)(*([2 * WIDTH] if kind == "discriminator" else []))
+        tree = getattr(lua, kind)(*([2] if kind == "discriminator" else []))
         (tmp_path / f"{kind}.t7").write_bytes(written(tree))
     files = tmp_path / "discriminator.t7", tmp_path / "conditional.t7"
     both = import_torch7(*files)

@@ -1,15 +1,20 @@
+from dataclasses import replace
+
 import imageio.v3 as iio
 import pytest
 import torch
-from lua_networks import FRAMES, SIZE, WIDTH, Lua, run
+from lua_networks import FRAMES, SIZE, Lua, run
 from torch7_writer import written
 
 from vgan_fast import classify, evaluate, generate, predict
 from vgan_fast.checkpoint import find_checkpoint
+from vgan_fast.classifier_step import load_discriminator
+from vgan_fast.device import resolved
 from vgan_fast.errors import UserError
 from vgan_fast.interchange import torch7_runs
 from vgan_fast.interchange.torch7_runs import run_of_torch7
 from vgan_fast.sampling import Sampler
+from vgan_fast.settings import Settings
 
 
 @pytest.fixture
@@ -72,8 +77,19 @@ def test_evaluate_needs_real_clips(saved, tmp_path, capsys):
     assert (tmp_path / "result.json").is_file()
 
 
+@torch.no_grad()
+def test_what_classify_starts_from(saved):
+    file, tree = saved("discriminator")
+    checkpoint = find_checkpoint(run_of_torch7(file))
+    settings = resolved(replace(Settings.load(checkpoint / "settings.json"), device="cpu"))
+    clips = torch.rand(2, 3, FRAMES, SIZE, SIZE) * 2 - 1
+    made = load_discriminator(checkpoint, settings)(clips)
+    assert torch.allclose(made, run(tree, clips).flip(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_classify(saved, tmp_path):
-    file, _ = saved("discriminator", 2 * WIDTH)
+    file, _ = saved("discriminator")
     given = ["--data", "synthetic-motions", "--videos", 80, "--test-videos", 40, "--steps", 1]
     given += ["--methods", "fine-tuned,logistic", "--fractions", "1", "--seeds", 1]
     assert call(classify.main, file, *given, "--out", tmp_path / "out", "--device", "cpu") == 0
