@@ -51,6 +51,7 @@ _TYPES = {f"torch.{name}": dtype for name, dtype in _ELEMENTS.items()} | {
 }
 _TOKEN = re.compile(rb"\s*(\S+)")
 _LONGEST = 40  # characters of a number; Torch7 writes up to 24
+_LONGEST_NAME = 200  # characters of a class's name
 
 
 @dataclass(eq=False, repr=False)  # Its fields may lead back to it.
@@ -312,7 +313,7 @@ class _Objects:
         table = self._known[index] = {}
         for _ in range(size):
             key = yield self._object()
-            if key is None or key != key:
+            if key is None or (isinstance(key, float) and math.isnan(key)):
                 raise items.error(f"a key of a table before this, not {key}")
             value = yield self._object()
             # What has other keys is no part of a network, and Python would take True for 1.
@@ -325,6 +326,9 @@ class _Objects:
         name = items.text("the version of a class")
         if re.match(r"V -?\d", name):  # Old files have no version, and the class here.
             name = items.text("the name of a class")
+        # It is shown in messages, of one line.
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise items.error("the name of a class before this")
         if name.removesuffix("Storage") in _TYPES and name.endswith("Storage"):
             made = self._storage(name.removesuffix("Storage"))
             self._known[index] = made

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vgan_fast.errors import UserError
-from vgan_fast.interchange.torch7 import TorchObject, read_torch7
+from vgan_fast.interchange.torch7 import DIMENSIONS, TorchObject, read_torch7
 from vgan_fast.models import (
     CONVOLUTIONS,
     Discriminator,
@@ -59,7 +59,7 @@ class Torch7Networks:
     settings: Settings
 
 
-def import_torch7(*files: Path) -> Torch7Networks:
+def import_torch7(file: Path, *others: Path) -> Torch7Networks:
     """The networks in one `.t7` file, or a generator's and its discriminator's.
 
     Generators: two streams (main.lua), two streams behind an encoder of frames
@@ -75,13 +75,13 @@ def import_torch7(*files: Path) -> Torch7Networks:
     """
     networks: dict[str, nn.Module] = {}
     settings = None
-    for file in files:
-        role, network, own = _network(file, read_torch7(file))
+    for path in (file, *others):
+        role, network, own = _network(path, read_torch7(path))
         if role in networks:
-            raise UserError(f"{file}: holds a {role}, as the file before it does")
+            raise UserError(f"{path}: holds a {role}, as the file before it does")
         networks[role] = network
         if settings and settings.shape != replace(own.shape, latent=settings.shape.latent):
-            raise UserError(f"{file}: is of other sizes than the network before it")
+            raise UserError(f"{path}: is of other sizes than the network before it")
         if settings is None or role == "generator":
             settings = own
     return Torch7Networks(networks, settings)
@@ -172,7 +172,7 @@ def _discriminator(found: "_Found"):
 def _two_streams(network: TwoStreamGenerator, foreground_view: list, background_view: list) -> list:
     """Layers of both streams and of what blends them."""
     end = (_END, None)
-    square = ("Squeeze", None)
+    square = ("Squeeze 2", None)
     fork = ("ConcatTable of 2", None)
     repeated = ("Replicate 3 along 2", None)  # for the colours
     return [
@@ -259,10 +259,12 @@ class _Layer:
         if kind in ("MulConstant", "AddConstant"):
             return f"{kind} {self._number('constant_scalar'):g}"
         if kind == "Squeeze":
-            dim = self._fields.get("dim")  # None: all, which is the mask's one channel
-            return kind if dim in (None, 2) else f"{kind} {self._number('dim'):g}"
+            # The mask's one channel, also where all of size one are meant.
+            dim = 2 if self._fields.get("dim") is None else self._number("dim")
+            return f"{kind} {dim:g}"
         if kind == "View":
-            return f"{kind} {'x'.join(map(str, self._tensor('size').tolist()))}"
+            sizes = self._tensor("size").flatten()[:DIMENSIONS].tolist()
+            return f"{kind} {'x'.join(map(str, sizes))}"
         return kind
 
     def children(self) -> list[Any]:

@@ -39,7 +39,7 @@ def run_of_torch7(file: Path) -> Path:
         UserError: when the file holds no network of the original (`import_torch7`), or the cache
             cannot be written.
     """
-    run = cache_folder() / "torch7" / f"{file.stem}-{_digest(file)}-{_FORMAT}"
+    run = cache_folder() / "torch7" / f"{file.stem[:40]}-{_digest(file)}-{_FORMAT}"
     with explained(run, remedy="set XDG_CACHE_HOME to a folder that can be written"):
         run.mkdir(parents=True, exist_ok=True)
         with FileLock(run / ".lock"):

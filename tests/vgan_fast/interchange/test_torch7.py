@@ -119,7 +119,8 @@ def test_classes_before_there_were_versions(read, ascii):
 @ENCODINGS
 def test_entries_of_other_keys_are_left_out(read, ascii):
     node, flag = Obj("nngraph.Node", data={}), Storage(np.arange(3))
-    table = {True: "a", node: "b", Function(): "c", flag: "d", 2: node, "e": "f"}
+    matrix = View(flag, [3])
+    table = {True: "a", node: "b", Function(): "c", flag: "d", matrix: "g", 2: node, "e": "f"}
     made = read(written([table, node], ascii))
     assert list(made[1]) == [2, "e"] and made[1][2] is made[2] and made[2].fields == {"data": {}}
     with_itself = {}
@@ -227,6 +228,9 @@ BROKEN = {
     "narrow table": (lambda w: w.by("ints", 3).by("ints", 1).by("ints", -2), "not -2"),
     "nil as key": (lambda w: w.write({None: 1}), "key of a table before this, not None"),
     "NaN as key": (lambda w: w.write({math.nan: 1}), "key of a table before this, not nan"),
+    "no name": (lambda w: w.head("nn.\x1b[2J"), "the name of a class before this"),
+    "lines as a name": (lambda w: w.head("nn.X\nnn.Y"), "the name of a class before this"),
+    "endless name": (lambda w: w.head("n" * 201), "the name of a class before this"),
     "no fields": (lambda w: w.head("nn.X").write(3), "fields of nn.X"),
     "two objects": (lambda w: w.write("one").write("two"), "the end of the file"),
     "many dimensions": (lambda w: tensor(w, 33 * [1], 33 * [1], 1), "at most 32"),

@@ -232,6 +232,14 @@ def test_modules_that_hand_on_their_input(imported, kind):
     assert_as_torch7(imported(with_more), tree, kind)
 
 
+def test_the_squeezed_dimension_may_be_named(imported):
+    tree = Lua().two_stream()
+    for module in modules_of(tree):
+        if module.name == "nn.Squeeze":
+            module.fields["dim"] = 2
+    assert_as_torch7(imported(tree), tree, "two_stream")
+
+
 def test_several_given_frames(imported):
     tree = Lua().conditional(given=2)
     of = imported(tree)
@@ -418,7 +426,14 @@ DIFFERENT = {
         field("4.2.1.1.2", nfeatures=32),
         "Replicate 32 along 3; expected Replicate 8 along 3",
     ),
-    "squeezed": ("two_stream", field("3.1.1.2.2", dim=3), "Squeeze 3; expected Squeeze"),
+    "squeezed": ("two_stream", field("3.1.1.2.2", dim=3), "Squeeze 3; expected Squeeze 2"),
+    "no dimension": (
+        "two_stream",
+        field("3.1.1.2.2", dim=np.ones(3)),
+        r"layer 3\.1\.1\.2\.2 .*has no number dim",
+    ),
+    "no sizes": ("one_stream", field("1", size="x"), "layer 1 .*has no size"),
+    "many sizes": ("one_stream", field("1", size=np.ones(10**5)), r"View (1\.0x){31}1\.0; exp"),
     "sign": ("two_stream", field("3.2.1.2.3", constant_scalar=1), "MulConstant 1; expected .* -1"),
     "one": ("two_stream", field("3.2.1.2.4", constant_scalar=2), "AddConstant 2; expected .* 1"),
     "product": (
