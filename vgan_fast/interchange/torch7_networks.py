@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vgan_fast.errors import UserError
 from vgan_fast.interchange.torch7 import DIMENSIONS, TorchObject, read_torch7
@@ -223,8 +224,17 @@ def _view(*sizes: int) -> tuple[str, None]:
 
 def _unfilled(network: type, shape: ClipShape, **options) -> nn.Module:
     """A network whose weights take no memory, and are still to be given."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         return network(shape, **options)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the draws of initial weights: without memory they load PyTorch's compiler, 3 s."""
+
+    def __torch_function__(self, function, types, given=(), options=None):
+        if function is nn.init.normal_:
+            return None
+        return function(*given, **(options or {}))
 
 
 class _Layer:
