@@ -196,8 +196,7 @@ class _Ascii(_Items):
                 values = np.fromiter(tokens, dtype, count)
         except OverflowError as error:
             raise self.error(f"{what} within {dtype}") from error
-        if count:
-            self._line_feed()
+        self._line_feed()
         return values
 
     def finish(self) -> None:
@@ -208,8 +207,7 @@ class _Ascii(_Items):
 
     def _pass(self, length: int) -> None:
         super()._pass(length)
-        if length:
-            self._line_feed()
+        self._line_feed()
 
     def _line_feed(self) -> None:
         if self._data[self.position : self.position + 1] == b"\n":

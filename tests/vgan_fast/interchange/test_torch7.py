@@ -136,6 +136,11 @@ def test_a_tensor_of_more_elements_than_its_storage_is_not_built(read, ascii):
     assert made[2].tolist() == [[0, 1], [0, 1]]
 
 
+def test_as_many_ascii_elements_as_the_file_has_room_for(read):
+    assert len(read(written(Storage(np.arange(100, dtype="u1")), ascii=True))) == 100
+    assert read(written(Storage(np.arange(8)), ascii=True).rstrip()).tolist() == list(range(8))
+
+
 def test_ascii_numbers_across_the_reader_s_windows(read):
     values = np.random.default_rng(0).normal(size=30_000) * 1e-30
     made = read(written([values, "after"], ascii=True))
