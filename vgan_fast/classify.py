@@ -67,7 +67,7 @@ RESULTS, TABLE, PICTURE = "results.json", "table.md", "transfer.png"
 def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     """Tell actions apart with the discriminator in RUN.
 
-    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of the original.
+    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of videogan.
 
     Compares fine-tuning it with a logistic regression on its features and with training from
     random weights, by the share of labels used (section 4.3 and figure 4 of the paper).

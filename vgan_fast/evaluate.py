@@ -109,9 +109,9 @@ def main(runs: tuple[Path, ...], compare: Path | None, out: Path | None, **given
 
     Fréchet distance with its real-against-real floor, Inception score where the detector has
     classes, which of two runs looks more real to the detector, motion, flicker, masks, and copies
-    of training clips; each with the protocol that it hangs on. RUNS may be .t7 files of the
-    original's generators; --data is then needed. They may also be stored results (.json): of equal
-    protocols they are printed as one table, of others refused.
+    of training clips; each with the protocol that it hangs on. RUNS may be .t7 files of videogan's
+    generators; --data is then needed. They may also be stored results (.json): of equal protocols
+    they are printed as one table, of others refused.
 
     With 512 clips of 32 frames of 32x32 three runs take about a minute on one CPU core. --compare
     trains first: 500 steps of the short preset take five minutes a model there, or some more.

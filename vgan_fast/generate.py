@@ -60,7 +60,7 @@ STEPS = 200  # of an energy model's chains
 def main(run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device) -> int:
     """Make clips with the generator or the energy model in RUN.
 
-    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of the original.
+    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of videogan.
     """
     whole = is_whole(out)
     if whole and count > WHOLE:

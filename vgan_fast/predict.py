@@ -20,8 +20,8 @@ UNITS = 8  # rows in a picture of hidden units
     "--checkpoint",
     type=RunPath(),
     required=True,
-    help="a run of vgan_fast.train --model future, one of its checkpoints, or a .t7 file of the "
-    "original's conditional generator",
+    help="a run of vgan_fast.train --model future, one of its checkpoints, or a .t7 file of "
+    "videogan's conditional generator",
 )
 @click.option(
     "--image",
