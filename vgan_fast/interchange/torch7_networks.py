@@ -5,7 +5,6 @@ tree is laid out as a list of layers, each described in words, and so is the net
 be: the first layer whose words differ is named. What must agree is all in the words.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -330,7 +329,7 @@ class _Layer:
         return _convolution_words(self.kind, inputs, outputs, kernel, stride, padding, extra)
 
     def _variance(self, size: int) -> Tensor:
-        if "running_var" in self._fields:
+        if "running_std" not in self._fields:
             variance = self._vector("running_var", size)
             if (variance < 0).any():
                 raise UserError(f"{self._file}: {self.place} has a negative running_var")
@@ -369,7 +368,7 @@ class _Layer:
 
     def _number(self, name: str, missing: float | None = None) -> float:
         value = self._fields.get(name, missing)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float):
             raise UserError(f"{self._file}: {self.place} has no number {name}")
         return value
 

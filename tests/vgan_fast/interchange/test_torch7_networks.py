@@ -192,11 +192,12 @@ def test_older_modules(imported, kind):
             module.version = 1
             deviation = (fields.pop("running_var").astype("f8") + fields["eps"]) ** -0.5
             fields["running_std"] = deviation.astype("f4")
-        if module.name == "nn.VolumetricFullConvolution":  # outputs first, no adj, other names
+        if module.name == "nn.VolumetricFullConvolution":  # outputs first, other names
             fields["weight"] = fields["weight"].swapaxes(0, 1).copy()
             for axis in "THW":
                 fields[f"p{axis}"] = fields.pop(f"pad{axis}")
-                del fields[f"adj{axis}"]
+        for axis in "THW":
+            fields.pop(f"adj{axis}", None)
     assert_as_torch7(imported(older), tree, kind)
 
 
@@ -307,7 +308,8 @@ def test_a_generator_and_its_discriminator(tmp_path):
     files = tmp_path / "discriminator.t7", tmp_path / "conditional.t7"
     both = import_torch7(*files)
     assert set(both.networks) == {"generator", "discriminator"}
-    assert both.settings == import_torch7(files[1]).settings
+    for pair in (both, import_torch7(*files[::-1])):
+        assert pair.settings == import_torch7(files[1]).settings
 
     checkpoint = save_run(both, run_folder)
     assert find_checkpoint(run_folder) == checkpoint
@@ -369,6 +371,10 @@ def scaled(number, name, shape):
     return field(number, **{name: np.ones(shape, "f4")})
 
 
+def older_norm(deviation):
+    return field("3", running_std=np.full(8, deviation, "f4"))
+
+
 TINY = Obj("nn.Dropout", p=0.5)
 # A network, a change of it, and what is said: the layer by its number and class, what it is,
 # and what was expected.
@@ -383,6 +389,17 @@ DIFFERENT = {
         field("4", eps=1e-5),
         r"layer 4 .*eps 1e-05; expected .*eps 0\.001 there",
     ),
+    "eps of the background": (
+        "two_stream",
+        field("1.2.3", eps=2e-5),
+        r"layer 1\.2\.3 .*eps 2e-05; expected .*eps 1e-05 there",
+    ),
+    "deviation of zero": (
+        "one_stream",
+        older_norm(0),
+        "layer 3 .*running_std that is not positive",
+    ),
+    "negative deviation": ("one_stream", older_norm(-1), "layer 3 .*running_std that is not posi"),
     "stride": (
         "two_stream",
         field("1.2.5", dW=1),
@@ -502,6 +519,11 @@ DIFFERENT = {
         "conditional",
         scaled("1.1", "weight", (9, 3, 4, 4)),
         "its encoder begins with 3 -> 9 channels",
+    ),
+    "four colours": (
+        "conditional",
+        scaled("1.1", "weight", (8, 4, 4, 4)),
+        "its encoder begins with 4 -> 8 channels",
     ),
     "of another program": (
         "two_stream",
