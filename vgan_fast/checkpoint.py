@@ -104,6 +104,12 @@ def is_checkpoint(path: Path) -> bool:
     return bool(_NAME.fullmatch(path.name))
 
 
+def step_of(path: Path) -> int | None:
+    """Finished training steps of a checkpoint's folder; None of a folder of another kind."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
     """Fill `networks` from the weights of the same names in a folder (`open_weights`).
 

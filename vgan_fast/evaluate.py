@@ -166,6 +166,7 @@ def _evaluate(
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
     from vgan_fast.files import refuse_unwritable, written_whole
+    from vgan_fast.interchange.layout import is_published
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
@@ -199,6 +200,9 @@ def _evaluate(
         out = out or compare / "comparison.json"
     else:
         named = _named(runs)
+        unknown = [run for run in named.values() if data is None and is_published(run)]
+        if unknown:
+            raise UserError(f"{unknown[0]}: says not what it was trained on; name clips by --data")
         out = out or Path("evaluation.json")
     refuse_unwritable(out)
     samplers = {name: Sampler(run, place) for name, run in named.items()}

@@ -1,26 +1,42 @@
 """Networks in the layout of Hugging Face, from runs and into every form of theirs."""
 
 import json
+import sys
 
 import huggingface_hub
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from lively import described, enliven, run_of
 
-from vgan_fast import cpu, fused, generate, models
-from vgan_fast.checkpoint import load_weights, open_weights
+from vgan_fast import classify, cpu, evaluate, fused, generate, models, predict
+from vgan_fast.checkpoint import load_weights, open_weights, save_checkpoint
 from vgan_fast.errors import UserError
+from vgan_fast.evaluation.detectors import discriminator_of
 from vgan_fast.interchange import hub
 from vgan_fast.interchange.layout import KINDS
+from vgan_fast.interchange.plain import plain_networks
 from vgan_fast.sampling import Sampler
+from vgan_fast.settings import Settings
+from vgan_fast.study.clips import Clips
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Networks of a run: their folders, by role."""
+    folder = tmp_path_factory.mktemp("published")
+    run_of(folder / "run", frames=16)
+    hub.publish(folder / "run", folder)
+    return {role: folder / role for role in ("generator", "discriminator")}
 
 
 def run(program, *arguments):
     """Exit status of a program run in this process."""
     with pytest.raises(SystemExit) as stop:
-        program.main([str(a) for a in arguments])
+        program.main.main([str(a) for a in arguments])
     return stop.value.code or 0
 
 
@@ -159,3 +175,102 @@ def test_an_autoencoders_networks_are_published_as_what_they_are(tmp_path, capsy
     # Its codes are not N(0, 1), and the mixture over them is the run's.
     assert run(generate, out / "decoder", "--out", tmp_path / "clips.gif") == 2
     assert "holds a Decoder, no generator" in capsys.readouterr().err
+
+
+def test_programs_take_a_generators_folder_in_place_of_a_run(published, tmp_path, capsys):
+    folder = published["generator"]
+    assert run(generate, folder, "--out", tmp_path / "clips.gif", "--count", 2, "--streams") == 0
+    assert (tmp_path / "clips.gif").is_file()
+    few = ["--count", 6, "--training-clips", 8, "--resamples", 3, "--device", "cpu"]
+    few += ["--out", tmp_path / "result.json"]
+    assert run(evaluate, folder, *few) == 2
+    assert "--data" in capsys.readouterr().err
+    assert run(evaluate, folder, "--data", "synthetic", *few) == 0
+    assert (tmp_path / "result.json").is_file()
+
+
+def test_predict_takes_a_folder_in_place_of_a_run(tmp_path):
+    run_of(tmp_path / "run", "future", condition=1)
+    hub.publish(tmp_path / "run", tmp_path)
+    iio.imwrite(tmp_path / "image.png", np.full((20, 20, 3), 99, np.uint8))
+    given = ["--image", tmp_path / "image.png", "--out", tmp_path / "made.gif", "--device", "cpu"]
+    assert run(predict, "--checkpoint", tmp_path / "generator", *given) == 0
+    assert (tmp_path / "made.gif").is_file()
+
+
+def test_classify_takes_a_discriminators_folder_in_place_of_a_run(published, tmp_path, capsys):
+    quick = ["--device", "cpu", "--steps", 2, "--batch-size", 4, "--seeds", 1, "--videos", 40]
+    quick += ["--fractions", "1", "--clips-per-video", 1, "--test-videos", 30]
+    given = ["--data", "synthetic-motions", *quick, "--out", tmp_path / "transfer"]
+    assert run(classify, published["discriminator"], *given) == 0
+    assert (tmp_path / "transfer" / "results.json").is_file()
+    given[-1] = tmp_path / "other"
+    assert run(classify, published["generator"], *given) == 2
+    assert "holds a TwoStreamGenerator, no discriminator" in capsys.readouterr().err
+    assert not given[-1].exists()
+
+
+def test_a_detector_and_a_study_take_a_folder_in_place_of_a_run(published):
+    detector = discriminator_of(published["discriminator"], CPU)
+    assert (detector.kind, detector.clips) == ("discriminator", (16, 16, 16))
+    clips = Clips(
+        [("ours", str(published["generator"]))],
+        (),
+        foil=False,
+        count=2,
+        seed=0,
+        frames=None,
+        size=None,
+        device=CPU,
+    )
+    assert [(one.kind, one.clips.shape) for one in clips] == [("model", (2, 16, 16, 16, 3))]
+
+
+def test_a_discriminator_of_classes_is_no_programs(tmp_path):
+    network = hub.Discriminator(**described("Discriminator", outputs=101, dropout=0.5).arguments)
+    network.save_pretrained(tmp_path)
+    assert_same_weights(hub.Discriminator.from_pretrained(tmp_path), network)
+    with pytest.raises(UserError, match="101 outputs"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "clips.gif"], "--out clips.gif: --export makes a folder"),
+        ([], "--out samples.gif: --export makes a folder"),
+        (["--out", "."], "not there yet"),
+        (["--out", "x", "--count", 3, "--streams"], "leave out --count, --streams"),
+    ],
+)
+def test_what_does_not_go_with_an_export_is_said(published, options, said, capsys):
+    assert run(generate, published["generator"], "--export", "hub", *options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_exported_once_more(published, tmp_path):
+    out = tmp_path / "out"
+    assert run(generate, published["generator"], "--export", "hub", "--out", out) == 0
+    for file in ("config.json", "model.safetensors"):
+        wanted = (published["generator"] / file).read_bytes()
+        assert (out / "generator" / file).read_bytes() == wanted
+
+
+def test_an_energy_model_is_not_exported(tmp_path):
+    settings = Settings.chosen("short", {"model": "stgconvnet", "device": "cpu"})
+    save_checkpoint(tmp_path / "run", 1, {"network": torch.nn.Linear(1, 1)}, {}, settings)
+    with pytest.raises(UserError, match="nothing without its chains"):
+        plain_networks(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "extra"), [("hub", "huggingface_hub", "hub"), ("onnx", "onnxscript", "onnx")]
+)
+def test_a_missing_extra_is_named(published, tmp_path, monkeypatch, capsys, form, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "vgan_fast.interchange.hub")
+    given = ["--export", form, "--out", tmp_path / "out"]
+    assert run(generate, published["generator"], *given) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"pip install 'vgan_fast[{extra}]'" in said
+    assert not list(tmp_path.iterdir())

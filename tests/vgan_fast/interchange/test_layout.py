@@ -1,7 +1,6 @@
 """Folders of anybody's: what is wrong with them is said in one line, before memory is taken."""
 
 import json
-import resource
 
 import pytest
 import safetensors.torch
@@ -12,6 +11,7 @@ from vgan_fast.errors import UserError
 from vgan_fast.interchange.layout import CONFIG, WEIGHTS, read_description, read_weights
 
 SHAPE = {"frames": 4, "size": 16, "width": 4, "latent": 8}
+HUGE = {"frames": 1024, "size": 1024, "width": 1024, "latent": 65536}
 CONFIGS = {
     "TwoStreamGenerator": {"shape": SHAPE, "mask_bias": 0.5},
     "FutureGenerator": {"shape": SHAPE, "condition": 2, "encoder": "spatial"},
@@ -118,16 +118,14 @@ def test_a_config_without_end_is_not_read_to_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        ("TwoStreamGenerator", {"shape": {**SHAPE, "size": 1024, "frames": 1024, "width": 1024}}),
-        ("FutureGenerator", {"shape": {**SHAPE, "width": 1024}, "condition": 1024}),
-        ("Discriminator", {"outputs": 2**16}),
+        ("TwoStreamGenerator", {"shape": HUGE}),
+        ("FutureGenerator", {"shape": HUGE, "condition": 1024}),
+        ("Discriminator", {"shape": HUGE, "outputs": 2**16}),
     ],
 )
 def test_sizes_that_the_weights_do_not_have_take_no_memory(tmp_path, name, config):
-    folder = folder_of(tmp_path, name, **config)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "does not hold the network" in refusal(folder)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+    # There are not the terabytes: building the network would fail with another message.
+    assert "does not hold the network" in refusal(folder_of(tmp_path, name, **config))
 
 
 def changed(folder, change):
