@@ -7,6 +7,7 @@ import torch
 from lively import described, enliven, run_of
 
 from vgan_fast import models
+from vgan_fast.interchange import export
 from vgan_fast.interchange.export import export_networks, write_onnx, write_pt2
 from vgan_fast.shape import ClipShape
 
@@ -61,10 +62,20 @@ def assert_differ(values):
     assert (values[0] - values[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["TwoStreamGenerator", "FutureGenerator", "Discriminator"])
+@pytest.mark.parametrize("name", ["TwoStreamGenerator", "FutureGenerator"])
 def test_onnx_gives_what_the_network_gives_for_a_batch_of_any_size(tmp_path, name):
     network = written(name, write_onnx, tmp_path / "it.onnx")
     assert_onnx_gives(tmp_path / "it.onnx", network, INTERFACES[name])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_that_onnx_cannot_hold_lie_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_ONNX_LIMIT", 1000)
+    network = written("Discriminator", write_onnx, tmp_path / "it.onnx")
+    (tmp_path / "moved").mkdir()
+    for file in ("it.onnx", "it.onnx.data"):
+        (tmp_path / file).rename(tmp_path / "moved" / file)
+    assert_onnx_gives(tmp_path / "moved" / "it.onnx", network, INTERFACES["Discriminator"])
 
 
 @pytest.mark.parametrize("name", [name for name in INTERFACES if name != "Decoder"])
