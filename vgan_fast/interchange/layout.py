@@ -6,7 +6,6 @@ before both files are known to describe the same one.
 
 import inspect
 import json
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -202,7 +201,7 @@ def _whole(least: int, most: int):
 
 def _number(name: str, least: float, most: float):
     def check(value) -> float:
-        if type(value) not in (int, float) or not least <= value <= most or math.isnan(value):
+        if type(value) not in (int, float) or not least <= value <= most:
             raise UserError(f"{name!r} must be a number from {least} to {most}")
         return float(value)
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from lively import described, enliven, run_of
 
+from tests.vgan_fast.interchange.lively import described, enliven, run_of
 from vgan_fast import models
 from vgan_fast.interchange import export
 from vgan_fast.interchange.export import export_networks, write_onnx, write_pt2

@@ -8,9 +8,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from lively import described, enliven, run_of
 
-from vgan_fast import classify, cpu, evaluate, fused, generate, models, predict
+from tests.vgan_fast.interchange.lively import described, enliven, run_of
+from vgan_fast import classify, cpu, evaluate, files, fused, generate, models, predict
 from vgan_fast.checkpoint import load_weights, open_weights, save_checkpoint
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.detectors import discriminator_of
@@ -186,7 +186,8 @@ def test_programs_take_a_generators_folder_in_place_of_a_run(published, tmp_path
     assert run(evaluate, folder, *few) == 2
     assert "--data" in capsys.readouterr().err
     assert run(evaluate, folder, "--data", "synthetic", *few) == 0
-    assert (tmp_path / "result.json").is_file()
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert {row["name"]: row["step"] for row in rows}["generator"] is None
 
 
 def test_predict_takes_a_folder_in_place_of_a_run(tmp_path):
@@ -243,14 +244,22 @@ def test_a_discriminator_of_classes_is_no_programs(tmp_path):
         (["--out", "x", "--count", 3, "--streams"], "leave out --count, --streams"),
     ],
 )
-def test_what_does_not_go_with_an_export_is_said(published, options, said, capsys):
+def test_what_does_not_go_with_an_export_is_said(
+    published, tmp_path, monkeypatch, options, said, capsys
+):
+    monkeypatch.chdir(tmp_path)
     assert run(generate, published["generator"], "--export", "hub", *options) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_folder_is_exported_once_more(published, tmp_path):
+def test_a_folder_is_exported_once_more_and_on_the_disk_before_it_has_its_name(
+    published, tmp_path, monkeypatch
+):
+    flushed = []
+    monkeypatch.setattr(files, "_flush", lambda path: flushed.append(path.name))
     out = tmp_path / "out"
     assert run(generate, published["generator"], "--export", "hub", "--out", out) == 0
+    assert {"config.json", "model.safetensors", "generator"} <= set(flushed)
     for file in ("config.json", "model.safetensors"):
         wanted = (published["generator"] / file).read_bytes()
         assert (out / "generator" / file).read_bytes() == wanted

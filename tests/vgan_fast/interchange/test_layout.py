@@ -5,8 +5,8 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from lively import described, enliven
 
+from tests.vgan_fast.interchange.lively import described, enliven
 from vgan_fast.errors import UserError
 from vgan_fast.interchange.layout import CONFIG, WEIGHTS, read_description, read_weights
 
