@@ -202,6 +202,7 @@ def test_predict_takes_a_folder_in_place_of_a_run(tmp_path):
 def test_classify_takes_a_discriminators_folder_in_place_of_a_run(published, tmp_path, capsys):
     quick = ["--device", "cpu", "--steps", 2, "--batch-size", 4, "--seeds", 1, "--videos", 40]
     quick += ["--fractions", "1", "--clips-per-video", 1, "--test-videos", 30]
+    quick += ["--methods", "logistic"]
     given = ["--data", "synthetic-motions", *quick, "--out", tmp_path / "transfer"]
     assert run(classify, published["discriminator"], *given) == 0
     assert (tmp_path / "transfer" / "results.json").is_file()
