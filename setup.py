@@ -82,6 +82,7 @@ setup(
     ],
     extras_require={
         "bench": BENCH,
+        "docs": ["pdoc>=15,<17"],
         "experiments": EXPERIMENTS,
         "hub": HUB,
         "onnx": ONNX,
