@@ -20,7 +20,7 @@ EXPERIMENTS = [
 
 HUB = ["huggingface_hub>=1.0,<3"]
 
-ONNX = ["onnx>=1.18,<2", "onnxscript>=0.5,<1"]
+ONNX = ["onnx>=1.18,<2", "onnxscript>=0.7,<1"]
 
 STUDY = [
     "flask>=3.0,<4",

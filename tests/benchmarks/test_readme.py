@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+OF_TESTS = {"VGAN_FAST_TEST_VIDEOS", "gpu", "opcheck", "pytest", "slow"}  # in no program
 
 
 def test_every_picture_and_file_that_readmes_link_to_is_there():
@@ -30,8 +31,8 @@ def test_every_file_and_name_that_contributing_tells_of_is_there():
     names = {word for word in words if "/" not in word and "." not in word}
     code = "".join(
         file.read_text(encoding="utf-8")
-        for folder in ("kernels", "loaders", "vgan_fast", "tests")
+        for folder in ("kernels", "loaders", "vgan_fast")
         for file in (ROOT / folder).rglob("*.py")
     )
     unknown = {name for name in names if not re.search(rf"\b{name}\b", code)}
-    assert not unknown
+    assert unknown <= OF_TESTS
