@@ -77,11 +77,10 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     32 frames has 34 times the multiplications.
     """
     _refuse_without_extra()
-    from vgan_fast.checkpoint import find_checkpoint, is_checkpoint
+    from vgan_fast.checkpoint import is_checkpoint, open_weights
     from vgan_fast.classifier_step import load_discriminator
     from vgan_fast.device import configure, default_preset
     from vgan_fast.files import refuse_unwritable, written_whole
-    from vgan_fast.settings import Settings
     from vgan_fast.transfer.results import Results
 
     preset = preset or default_preset(device)
@@ -90,8 +89,7 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     if out.exists():
         raise UserError(f"--out {out}: is there already; name a folder to make")
     refuse_unwritable(out)  # better said before hours of training
-    checkpoint = find_checkpoint(run)
-    of_run = Settings.load(checkpoint / "settings.json")
+    checkpoint, of_run = open_weights(run)
     settings = _of_classifiers(of_run, options, device)
     configure(settings)
     discriminator = load_discriminator(checkpoint, settings)

@@ -10,7 +10,7 @@ import click
 
 from vgan_fast.cli import Program, RunPath
 from vgan_fast.errors import UserError
-from vgan_fast.settings import PRESETS, SYNTHETIC, Settings
+from vgan_fast.settings import PRESETS, SYNTHETIC, UNKNOWN_DATA, Settings
 
 # PyTorch is imported where it is used: processes that decode videos run this file's top once more.
 
@@ -167,7 +167,6 @@ def _evaluate(
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
     from vgan_fast.files import refuse_unwritable, written_whole
-    from vgan_fast.interchange.torch7_networks import UNKNOWN_DATA
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
@@ -208,6 +207,10 @@ def _evaluate(
     clip = first.frames, first.size
     for name, sampler in samplers.items():
         own = sampler.settings
+        if data is None and own.data == UNKNOWN_DATA:
+            raise UserError(
+                f"{named[name]}: does not say what it was trained on; name clips by --data"
+            )
         if own.model == "future":
             raise UserError(
                 f"{named[name]}: a run of --model future goes on from given frames; it cannot be "
@@ -232,8 +235,6 @@ def _evaluate(
             )
     seeing.check(*clip)
 
-    if (data or first.data) == UNKNOWN_DATA:
-        raise UserError("--data: name real clips; a .t7 file does not say what it was trained on")
     folder = decoded or next(iter(named.values())) / "frames"
     settings = dataclasses.replace(
         first, data=data or first.data, decoded=str(folder), device=place.type

@@ -24,11 +24,10 @@ from vgan_fast.models import (
     OneStreamGenerator,
     TwoStreamGenerator,
 )
-from vgan_fast.settings import Settings
+from vgan_fast.settings import UNKNOWN_DATA, Settings
 from vgan_fast.shape import ClipShape
 
 NESTED = 32  # most modules inside each other
-UNKNOWN_DATA = "unknown"  # the settings' data: a .t7 file does not say what it was trained on
 
 # What hands on its input as it is.
 _TRANSPARENT = "Identity", "Copy", "Contiguous", "L1Penalty"

@@ -72,7 +72,7 @@ def test_evaluate_needs_real_clips(saved, tmp_path, capsys):
     given = [generator, "--count", 4, "--training-clips", 4, "--resamples", 2, "--device", "cpu"]
     given += ["--detector-run", discriminator, "--out", tmp_path / "result.json"]
     assert call(evaluate.main, *given) == 2
-    assert "error: --data: name real clips" in capsys.readouterr().err
+    assert "name clips by --data" in capsys.readouterr().err
     assert call(evaluate.main, *given, "--data", "synthetic") == 0
     assert (tmp_path / "result.json").is_file()
 
