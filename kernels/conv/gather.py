@@ -57,14 +57,18 @@ class Config:
     num_warps: int
     num_stages: int
 
-    @property
-    def accumulators(self) -> int:
-        """Registers of a thread that hold a tile's sums."""
-        return self.rows * self.columns // (32 * self.num_warps)
-
     def shared_bytes(self, element_size: int) -> int:
         """Of all stages of both operands."""
         return self.num_stages * self.depth * (self.rows + self.columns) * element_size
+
+    def room(self, element_size: int) -> int:
+        """Shared memory of the multiprocessors that may run it.
+
+        Where a thread has 128 registers of sums they are of a kind whose tensor cores read operands
+        there: operands in registers, too, would spill.
+        """
+        sums = self.rows * self.columns // (32 * self.num_warps)
+        return max(self.shared_bytes(element_size), _HOPPER if sums > 64 else 0)
 
 
 @dataclass(frozen=True)
@@ -762,7 +766,7 @@ _NARROW = _tiles((128, 64, 8, 3), (256, 64, 8, 3), (128, 64, 4, 3))
 _FLAT = _tiles((128, 64, 4, 3), (256, 64, 8, 3), (64, 64, 4, 3))
 _NARROWEST = _tiles((128, 32, 8, 4), (128, 32, 4, 3))
 _LONG_SUM = 4096  # terms: so many hide the epilogue of a tile that is alone on its multiprocessor
-_HOPPER = 200 << 10  # bytes of shared memory: the tensor cores of so much read operands there
+_HOPPER = 200 << 10  # bytes of shared memory that only multiprocessors from Hopper on have
 _FILLED = 96  # tiles at least: fewer leave more than a quarter of an H200's 132 idle
 # Exact products of fp32 run on the plain units, whose code is unrolled over the tile: small ones.
 # Twice the depth, or twice the columns, spills somewhere.
@@ -796,9 +800,7 @@ def _candidates(layer: _Layer, batch: int, precision: Precision, shared: int) ->
     fitting = [
         replace(config, merged=merged)
         for config in found
-        if config.columns <= max(columns, found[0].columns)
-        and config.shared_bytes(element_size) <= shared
-        and (config.accumulators <= 64 or shared >= _HOPPER)
+        if config.columns <= max(columns, found[0].columns) and config.room(element_size) <= shared
     ]
     return sorted(fitting, key=filling, reverse=True)
 
@@ -925,5 +927,5 @@ def _aot_case(
         config.num_stages,
         "small" if precision == "ieee" else "matmul",
         odd=("rows", "tiles"),
-        shared_bytes=config.shared_bytes(2 if precision == "16 bits" else 4),
+        shared_bytes=config.room(2 if precision == "16 bits" else 4),
     )
