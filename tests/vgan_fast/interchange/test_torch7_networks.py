@@ -10,7 +10,7 @@ from torch7_writer import Obj, Storage, View, written
 
 from vgan_fast.checkpoint import find_checkpoint, load_weights
 from vgan_fast.errors import UserError
-from vgan_fast.interchange.torch7_networks import import_torch7
+from vgan_fast.interchange.torch7_networks import UNKNOWN_DATA, import_torch7
 from vgan_fast.interchange.torch7_runs import save_run
 from vgan_fast.losses import classify
 from vgan_fast.models import (
@@ -289,12 +289,14 @@ def test_sizes_are_read_off_the_weights(imported):
         settings = imported(getattr(lua, kind)()).settings
         assert settings.model == model and settings.logits == "2" and settings.average == 0
         assert {name: getattr(settings, name) for name in sizes} == sizes
-    assert imported(lua.two_stream()).settings.latent == LATENT
+    settings = imported(lua.two_stream()).settings
+    assert settings.latent == LATENT and settings.data == UNKNOWN_DATA
     assert imported(lua.discriminator(times=2)).settings.width == 8
 
 
-def test_the_random_state_is_left_alone(imported):
+def test_nothing_is_drawn(imported, monkeypatch):
     tree = Lua().two_stream()
+    monkeypatch.setattr(torch.Tensor, "normal_", None)
     before = torch.random.get_rng_state()
     imported(tree)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -560,6 +562,11 @@ def test_a_module_in_two_places_or_in_itself_is_refused(imported):
             imported(tree)
 
 
+def test_a_network_without_layers(imported):
+    with pytest.raises(UserError, match="holds no network of VGAN: it has no layer"):
+        imported(Lua().sequential())
+
+
 @pytest.mark.parametrize("value", [None, 3, "text", {"net": 1}, [Obj("nn.Tanh")], np.ones(3)])
 def test_files_of_something_else(imported, value):
     with pytest.raises(UserError, match=r"net\.t7: holds no network of Torch7"):
@@ -567,7 +574,15 @@ def test_files_of_something_else(imported, value):
 
 
 def test_a_small_file_cannot_ask_for_a_large_network(imported):
-    tree = Lua().one_stream()
+    lua = Lua()
+    tree = lua.one_stream()
+    # A first layer of which the others' sizes follow: 2 TB.
+    at(tree, "2").fields["weight"] = np.ones((LATENT, 1024 << 7, 1, 1, 1), "f4")
+    for _ in range(6):
+        insert("10", lua.norm("Volumetric", 1))(tree)
+    with pytest.raises(UserError, match=r"layer 2 .*kernel 1x1x1.*expected .*kernel 1x4x4"):
+        imported(tree)
+    tree = lua.one_stream()
     # 2**40 weights by repeating one.
     at(tree, "2").fields["weight"] = View(
         Storage(np.ones(1, "f4")), [2**20, 2**20, 2, 4, 4], 5 * [0]

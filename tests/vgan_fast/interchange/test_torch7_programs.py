@@ -131,6 +131,11 @@ def test_a_file_is_imported_once_and_again_when_it_changes(saved, tmp_path, monk
     assert second != first and find_checkpoint(second) and find_checkpoint(first)
 
 
+def test_a_file_of_a_long_name(saved, tmp_path):
+    file = saved("one_stream")[0].rename(tmp_path / f"{'é' * 120}.t7")
+    assert find_checkpoint(run_of_torch7(file))
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(saved, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
