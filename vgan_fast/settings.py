@@ -141,6 +141,10 @@ class Settings:
         "activations and products (tf32: products only; fp16: scaled gradients); statistics, "
         "losses and weights are always fp32",
     )
+    batch_norm: Literal["local", "synchronised"] = _option(
+        "local",
+        "statistics under torchrun: of the clips of each process, or of the whole batch",
+    )
     graph: bool | None = _option(
         None,
         "run each step as one CUDA graph  [default: on a GPU, but for --backend reference and "
@@ -208,6 +212,8 @@ class Settings:
             raise UserError("--schedule original needs --backend reference")
         if self.schedule == "original" and self.precision in ("bf16", "fp16"):
             raise UserError("--schedule original is for fp32 tensors: use --precision fp32 or tf32")
+        if self.schedule == "original" and self.batch_norm == "synchronised":
+            raise UserError("--schedule original needs --batch-norm local")
         if self.backend == "fused" and self.precision == "fp16":
             raise UserError(
                 "--precision fp16: not with --backend fused; use --backend auto or --precision bf16"
