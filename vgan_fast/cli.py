@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import sys
 import threading
 import typing
@@ -27,7 +28,8 @@ class _InOneLine:
             print(f"error: {error}", file=sys.stderr)
             status = 2
         except click.ClickException as error:
-            print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # torchrun gives all its processes the same
+                print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             status = 2
         except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
             print("error: interrupted", file=sys.stderr)

@@ -122,18 +122,22 @@ class Ranks:
         """What process 0 decides, once for each key."""
         if self._store is None:
             return decide()
-        if self.first:
-            self._store.set(key, decide())
-        return self._store.get(key).decode()
+        decision = decide() if self.first else ""
+        with _sent():
+            if self.first:
+                self._store.set(key, decision)
+            return self._store.get(key).decode()
 
     @contextlib.contextmanager
     def first_before_others(self) -> Iterator[None]:
         """A block that process 0 has done before the others begin it, once a run."""
         if self._store is not None and not self.first:
-            self._store.wait(["first"], DECODING)
+            with _sent():
+                self._store.wait(["first"], DECODING)
         yield
         if self._store is not None and self.first:
-            self._store.set("first", "done")
+            with _sent():
+                self._store.set("first", "done")
 
     def use_device(self, device: str) -> None:
         """Make the GPU of this process the current one.
@@ -203,7 +207,9 @@ def joined() -> Iterator[Ranks]:
     # Both, since losses and decisions on the CPU go by gloo where gradients on GPUs go by NCCL.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
-    ranks = Ranks(number, count, dist.PrefixStore("vgan_fast", store))
+    # Processes that are started again may meet what the store held before.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    ranks = Ranks(number, count, dist.PrefixStore(f"vgan_fast-{attempt}", store))
     try:
         yield ranks
     except UserError:

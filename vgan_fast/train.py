@@ -95,22 +95,29 @@ def _train(
     from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
     from vgan_fast.data import describe_data, open_data
     from vgan_fast.device import configure, default_preset, resolved
+    from vgan_fast.restart import begun_before, newest_whole, note_job
     from vgan_fast.trainer import train
 
+    if resume and preset:
+        raise UserError("--preset: a resumed run keeps its settings; leave the option out")
     say = print if ranks.first else _say_nothing
-    checkpoint = None
-    if resume:
-        if preset:
-            raise UserError("--preset: a resumed run keeps its settings; leave the option out")
-        found = ranks.decided("checkpoint", lambda: str(find_checkpoint(_run_of(out, "--resume"))))
-        checkpoint = Path(found)
+    noted = ranks.decided("begun", lambda: str(begun_before(out) or ""))
+    begun = Path(noted) if noted else None
+
+    def beginning() -> str:
+        if begun is not None:
+            return str(newest_whole(begun) or "")
+        return str(find_checkpoint(_run_of(out, "--resume"))) if resume else ""
+
+    checkpoint = Path(found) if (found := ranks.decided("checkpoint", beginning)) else None
+    if checkpoint is not None:
         out = checkpoint.parent.parent
         given = {k: value for k, value in given.items() if value != "auto" or k in CHANGEABLE}
         settings = resolved(_resumed(Settings.load(checkpoint / "settings.json"), given))
     else:
         preset = preset or default_preset(given.get("device", "auto"))
         settings = resolved(Settings.chosen(preset, given))
-        out = Path(ranks.decided("out", lambda: str(out or _free_run(settings))))
+        out = Path(ranks.decided("out", lambda: str(begun or out or _free_run(settings))))
         if list_checkpoints(out):
             raise UserError(f"{out}: already holds a run; add --resume or choose another --out")
     if out.resolve() == Path(settings.data).resolve():
@@ -124,12 +131,19 @@ def _train(
         say(_described(settings, step), data_described, sep="\n")
         return 0
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
+    if finished >= settings.steps and begun is not None:
+        say(f"{out}: had all its {finished} steps when a process of it died")
+        return 0
+    if begun is not None:
+        say(f"a process died: going on from {checkpoint or 'the start'}")
     if finished >= settings.steps:
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
     with contextlib.closing(open_data(settings, out, position, ranks=ranks)) as clips:
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
+            if ranks.first:
+                note_job(out)
         say(_described(settings, step), clips.summary, f"writing to {out}", sep="\n")
         for file, reason in clips.skipped.items():
             say(f"skipped {file}: {reason}")

@@ -1,0 +1,202 @@
+"""`torchrun -m vgan_fast.train` as its users meet it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
+
+pytestmark = pytest.mark.slow
+TINY = [
+    "--frames",
+    "4",
+    "--size",
+    "16",
+    "--width",
+    "4",
+    "--latent",
+    "8",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
+STEPS = 300
+RUN = [*TINY, "--steps", STEPS, "--checkpoint-every", 20, "--sample-every", 1000]
+
+
+def torchrun(*arguments, restarts=0, program=("-m", "vgan_fast.train"), cwd=None):
+    """Two processes of a program and the torchrun that watches them."""
+    launcher = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, program)]
+        + list(map(str, arguments)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def ended(process, seconds=120):
+    """Exit status, standard output and error of a torchrun, and no process left behind."""
+    stdout, stderr = process.communicate(timeout=seconds)
+    return process.returncode, stdout, stderr
+
+
+def wait_for(process, condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rank_of(process, number):
+    """The process of that rank which a torchrun has started."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == process.pid and f"RANK={number}".encode() in variables:
+            return int(entry.name)
+    raise AssertionError(f"no process of rank {number}")
+
+
+def assert_same(first, second):
+    """The last checkpoints of two runs."""
+    a, b = (
+        safetensors.torch.load_file(find_checkpoint(run) / "weights.safetensors")
+        for run in (first, second)
+    )
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def errors(stderr):
+    """What the program's processes said, whatever torchrun says of them."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes that nothing happens to."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    status, stdout, stderr = ended(torchrun(*RUN, "--out", out))
+    assert status == 0, stderr
+    assert stdout.count("writing to") == stdout.count("done: ") == 1  # rank 0 alone
+    return out
+
+
+def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_were(whole, tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(*RUN, "--out", out, restarts=1)
+    wait_for(process, lambda: len(list_checkpoints(out)) > 1)
+    os.kill(rank_of(process, 1), signal.SIGKILL)
+    status, stdout, stderr = ended(process)
+    assert status == 0, stderr
+    assert f"a process died: going on from {out}/checkpoints/step-" in stdout
+    assert find_checkpoint(out).name == f"step-{STEPS:08d}"
+    assert_same(out, whole)
+
+
+def test_what_was_there_before_is_not_gone_on_with(whole):
+    before = find_checkpoint(whole).stat().st_mtime_ns
+    status, stdout, stderr = ended(torchrun(*RUN, "--out", whole, restarts=1))
+    assert status != 0
+    assert len(errors(stderr)) == 2  # of each attempt
+    assert all("already holds a run" in line for line in errors(stderr))
+    assert find_checkpoint(whole).stat().st_mtime_ns == before
+
+
+def test_another_number_of_processes_resumes_and_goes_on(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    command = [sys.executable, "-m", "vgan_fast.train", "--resume", "--out", out]
+    subprocess.run([*command, "--steps", str(STEPS + 5)], check=True)
+    state = torch.load(find_checkpoint(out) / "state.pt", weights_only=True)
+    assert state["position"] == STEPS + 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_saves_and_ends_all_after_the_same_step(tmp_path, number):
+    out = tmp_path / "run"
+    given = [*TINY, "--steps", 100000, "--checkpoint-every", 10, "--out", out]
+    process = torchrun(*given)
+    wait_for(process, lambda: list_checkpoints(out))
+    process.send_signal(number)
+    status, stdout, stderr = ended(process)
+    assert status != 0
+    assert stdout.count("stopped and saved") == 1
+    assert not errors(stderr)
+    last = find_checkpoint(out)
+    state = torch.load(last / "state.pt", weights_only=True)
+    assert f"step-{state['position']:08d}" == last.name
+
+
+def test_bad_input_is_one_line(tmp_path):
+    status, _, stderr = ended(torchrun(*TINY, "--batch-size", 5, "--out", tmp_path / "run"))
+    assert status != 0
+    assert errors(stderr) == [
+        "error: --batch-size 5: must be a multiple of the 2 processes, which share each batch"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_click_refuses_are_one_line():
+    status, _, stderr = ended(torchrun("--batch-size", "many"))
+    assert status != 0
+    assert len(errors(stderr)) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_error_of_one_process_is_said_once(tmp_path, number):
+    script = tmp_path / "program.py"
+    script.write_text(FAILING.format(number=number))
+    started = time.monotonic()
+    status, _, stderr = ended(torchrun(*RUN, "--out", tmp_path / "run", program=[script]))
+    assert status != 0
+    assert errors(stderr) == ["error: this process has no data"]
+    assert time.monotonic() - started < 60
+
+
+FAILING = """
+import os
+from vgan_fast import train
+from vgan_fast.errors import UserError
+from vgan_fast.loaders.synthetic import SyntheticClips
+
+if os.environ["RANK"] == "{number}":
+    def next_batch(clips):
+        if clips.position == 5:
+            raise UserError("this process has no data")
+        return draw(clips)
+    draw, SyntheticClips.next_batch = SyntheticClips.next_batch, next_batch
+
+train.main()
+"""
+
+
+def test_a_dead_process_ends_the_others_where_none_is_started_again(tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(*TINY, "--steps", 100000, "--checkpoint-every", 10, "--out", out)
+    wait_for(process, lambda: list_checkpoints(out))
+    os.kill(rank_of(process, 1), signal.SIGKILL)
+    status, _, stderr = ended(process, seconds=60)
+    assert status != 0
+    assert len(errors(stderr)) == 1
+    assert "another process of the run has died or is stuck" in stderr
+    assert find_checkpoint(out)
