@@ -46,7 +46,28 @@ class _InOneLine:
 
 
 class Program(_InOneLine, click.Command):
-    """A command that reports bad input or lack of memory as one line on stderr, with status 2."""
+    """A command that reports bad input or lack of memory as one line on stderr, with status 2.
+
+    Of the processes that torchrun starts only the first says what is wrong with the options.
+
+    Attributes:
+        shared: whether those processes share the work (`distributed.joined`).
+    """
+
+    shared = False
+
+    def invoke(self, ctx: click.Context):
+        """Run; see `click.Command.invoke`."""
+        many = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if many and not self.shared:
+            raise click.UsageError("this program runs as one process; start it without torchrun")
+        return super().invoke(ctx)
+
+
+class SharedProgram(Program):
+    """A program whose work the processes that torchrun starts share."""
+
+    shared = True
 
 
 class Programs(_InOneLine, click.Group):

@@ -50,7 +50,7 @@ def open_data(
         return synthetic_source(settings.data)(**common)
     from vgan_fast.loaders.clips import open_clips
 
-    with ranks.first_before_others():
+    with ranks.first_before_others("data"):
         return open_clips(
             Path(settings.data),
             decoded=_decoded(settings, run),

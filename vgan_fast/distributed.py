@@ -14,6 +14,7 @@ save is counted in `benchmarks.scaling`.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -128,16 +129,29 @@ class Ranks:
                 self._store.set(key, decision)
             return self._store.get(key).decode()
 
+    def part(self, pieces: int) -> range:
+        """Which of so many pieces of work fall to this process: neighbours, in its turn."""
+        return range(*((self.number + i) * pieces // self.count for i in (0, 1)))
+
+    def together(self, pieces: list) -> list:
+        """What all processes have made of their parts, in order, in each process."""
+        if self._store is None:
+            return pieces
+        of_each: list[list] = [[]] * self.count
+        with _sent():
+            dist.all_gather_object(of_each, pieces)
+        return list(itertools.chain(*of_each))
+
     @contextlib.contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        """A block that process 0 has done before the others begin it, once a run."""
+    def first_before_others(self, key: str) -> Iterator[None]:
+        """A block that process 0 has done before the others begin it, once for each key."""
         if self._store is not None and not self.first:
             with _sent():
-                self._store.wait(["first"], DECODING)
+                self._store.wait([key], DECODING)
         yield
         if self._store is not None and self.first:
             with _sent():
-                self._store.set("first", "done")
+                self._store.set(key, "done")
 
     def use_device(self, device: str) -> None:
         """Make the GPU of this process the current one.

@@ -7,9 +7,10 @@ import click
 import numpy as np
 
 from vgan_fast.checkpoint import find_checkpoint
-from vgan_fast.cli import Program
+from vgan_fast.cli import SharedProgram
 from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
+from vgan_fast.distributed import Ranks, joined
 from vgan_fast.energy_sampling import ChainSampler
 from vgan_fast.errors import UserError
 from vgan_fast.pictures import (
@@ -24,7 +25,7 @@ from vgan_fast.settings import Settings
 STEPS = 200  # of an energy model's chains
 
 
-@click.command(cls=Program)
+@click.command(cls=SharedProgram)
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @output_options("samples.gif", of="clip")
 @click.option(
@@ -61,27 +62,43 @@ STEPS = 200  # of an energy model's chains
 def main(run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device) -> int:
     """Make clips with the generator or the energy model in RUN.
 
-    RUN is a run of vgan_fast.train or one of its checkpoints.
+    RUN is a run of vgan_fast.train or one of its checkpoints. Under torchrun each process makes
+    its part of the same clips: one picture is written by the first, a folder's files by the one
+    that made them.
     """
+    with joined() as ranks:
+        return _generate(
+            ranks, run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device
+        )
+
+
+def _generate(
+    ranks: Ranks, run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device
+) -> int:
     whole = is_whole(out)
     if whole and count > WHOLE:
         raise UserError(f"--count {count}: one picture holds up to {WHOLE}; name a folder in --out")
     place = find_device(device)
+    ranks.use_device(place.type)
     if Settings.load(find_checkpoint(run) / "settings.json").model == "stgconvnet":
         if streams or to_seed is not None:
             option = "--streams" if streams else "--to-seed"
             raise UserError(f"{option}: the model in {run} has no generator, but chains")
         sampler = ChainSampler(run, place)
-        batches = sampler.batches(count, seed, langevin_steps or STEPS)
+        own = ranks.part(-(-count // sampler.at_once))
+        batches = sampler.batches(count, seed, langevin_steps or STEPS, own)
     else:
         if langevin_steps is not None:
             raise UserError(f"--langevin-steps: the model in {run} is no energy model")
         sampler = Sampler(run, place)
         if streams and sampler.settings.model == "one-stream":
             raise UserError(f"--streams: the generator in {run} has one stream only")
-        batches = sampler.batches(sampler.codes(count, seed, to_seed), streams)
+        own = ranks.part(-(-count // sampler.at_once))
+        codes = sampler.codes(count, seed, to_seed)
+        codes = codes[own.start * sampler.at_once : own.stop * sampler.at_once]
+        batches = sampler.batches(codes, streams)
 
-    made, first = [], 0
+    made, first = [], own.start * sampler.at_once
     for clips in batches:
         # Streams of a clip lie side by side: one wide clip.
         frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
@@ -92,6 +109,9 @@ def main(run, out, each, count, seed, to_seed, streams, langevin_steps, fps, dev
                 picture = film_strip(clip[None]) if each == "png" else animated_grid(clip[None])
                 write_picture(out / f"clip-{i:06d}.{each}", picture, fps)
             first += len(frames)
+    made = ranks.together(made)  # Also where each has written its own: all of them are there then.
+    if not ranks.first:
+        return 0
     if whole:
         frames = np.concatenate(made)
         write_picture(

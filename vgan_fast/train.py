@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vgan_fast.cli import Program, options_of
+from vgan_fast.cli import SharedProgram, options_of
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained
 from vgan_fast.settings import PRESETS, Settings
@@ -29,7 +29,7 @@ CHANGEABLE = {
 PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 
 
-@click.command(cls=Program)
+@click.command(cls=SharedProgram)
 @options_of(Settings, PRESETS)
 @click.option(
     "--preset",

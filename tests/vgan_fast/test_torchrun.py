@@ -1,5 +1,6 @@
 """`torchrun -m vgan_fast.train` as its users meet it."""
 
+import json
 import os
 import shutil
 import signal
@@ -35,10 +36,10 @@ RUN = [*TINY, "--steps", STEPS, "--checkpoint-every", 20, "--sample-every", 1000
 
 def torchrun(*arguments, restarts=0, program=("-m", "vgan_fast.train"), cwd=None):
     """Two processes of a program and the torchrun that watches them."""
-    launcher = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher += ["--max-restarts", str(restarts), *program]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, program)]
-        + list(map(str, arguments)),
+        [sys.executable, "-m", *map(str, [*launcher, *arguments])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -115,7 +116,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_were(w
 
 def test_what_was_there_before_is_not_gone_on_with(whole):
     before = find_checkpoint(whole).stat().st_mtime_ns
-    status, stdout, stderr = ended(torchrun(*RUN, "--out", whole, restarts=1))
+    status, _, stderr = ended(torchrun(*RUN, "--out", whole, restarts=1))
     assert status != 0
     assert len(errors(stderr)) == 2  # of each attempt
     assert all("already holds a run" in line for line in errors(stderr))
@@ -200,3 +201,55 @@ def test_a_dead_process_ends_the_others_where_none_is_started_again(tmp_path):
     assert len(errors(stderr)) == 1
     assert "another process of the run has died or is stuck" in stderr
     assert find_checkpoint(out)
+
+
+def test_generated_clips_are_those_of_one_process(whole, tmp_path):
+    for out in ("clips", "clips.png"):
+        given = [whole, "--count", 130, "--seed", 3, "--each", "png", "--device", "cpu", "--out"]
+        alone = [sys.executable, "-m", "vgan_fast.generate", *map(str, given)]
+        subprocess.run([*alone, tmp_path / f"alone-{out}"], check=True)
+        program = ["-m", "vgan_fast.generate"]
+        process = torchrun(*given, tmp_path / f"two-{out}", program=program)
+        status, stdout, stderr = ended(process)
+        assert status == 0, stderr
+        assert stdout.count("130 clips of") == 1
+    assert (tmp_path / "alone-clips.png").read_bytes() == (tmp_path / "two-clips.png").read_bytes()
+    mine, theirs = (sorted((tmp_path / f"{of}-clips").iterdir()) for of in ("two", "alone"))
+    assert [file.name for file in mine] == [file.name for file in theirs]
+    assert len(mine) == 130
+    assert [file.read_bytes() for file in mine] == [file.read_bytes() for file in theirs]
+
+
+def test_numbers_are_those_of_one_process(whole, tmp_path):
+    given = [whole, "--count", 130, "--training-clips", 70, "--detector", "discriminator"]
+    given += ["--device", "cpu", "--out"]
+    alone = [sys.executable, "-m", "vgan_fast.evaluate", *map(str, given)]
+    subprocess.run([*alone, tmp_path / "alone.json"], check=True)
+    program = ["-m", "vgan_fast.evaluate"]
+    status, stdout, stderr = ended(torchrun(*given, tmp_path / "two.json", program=program))
+    assert status == 0, stderr
+    assert stdout.count("stored: ") == 1
+    results = [json.loads((tmp_path / f"{of}.json").read_text()) for of in ("alone", "two")]
+    for result in results:
+        del result["made_by"]
+    assert results[0] == results[1]
+    for suffix in ("png", "gif"):
+        assert (tmp_path / f"two.{suffix}").read_bytes() == (
+            tmp_path / f"alone.{suffix}"
+        ).read_bytes()
+
+
+def test_programs_that_are_not_shared_say_so(whole):
+    program = ["-m", "vgan_fast.classify"]
+    status, _, stderr = ended(torchrun(whole, "--data", "synthetic-motions", program=program))
+    assert status != 0
+    (line,) = errors(stderr)
+    assert "runs as one process; start it without torchrun" in line
+
+
+def test_chains_are_not_shared(tmp_path):
+    status, _, stderr = ended(torchrun("--model", "stgconvnet", "--out", tmp_path / "run"))
+    assert status != 0
+    assert errors(stderr) == [
+        "error: --model stgconvnet: its chains belong to one process; start it without torchrun"
+    ]
