@@ -12,8 +12,8 @@ class SynchronisedNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics are those of the rows of all processes.
 
     PyTorch's own (`SyncBatchNorm`) runs on GPUs only. Means and variances are taken in fp32 or
-    wider, and merged as Chan, Golub and LeVeque do; every process has as many rows. Evaluation is
-    as of the norm that it stands for. Differentiable once.
+    wider and merged in fp64; every process has as many rows. Evaluation is as of the norm that it
+    stands for. Differentiable once.
 
     Args:
         norm: what it stands for, whose parameters and buffers it takes over.
@@ -56,12 +56,12 @@ def synchronise_norms(network: nn.Module, ranks: Ranks) -> None:
 
 def merged(mean: Tensor, variance: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all processes from each one's own, over as many rows."""
-    of_each = ranks.gather(torch.stack([mean, variance])[None])
-    # In the order of the processes, so that all get the same bits.
-    means, variances = of_each.double().unbind(1)
-    mean = means.mean(0)
-    variance = variances.mean(0) + (means - mean).square().mean(0)
-    return mean.to(of_each.dtype), variance.to(of_each.dtype)
+    wide = mean.double()
+    # One message. In fp64 the squares of the means cancel without harm.
+    moments = torch.stack([wide, variance + wide.square()])
+    ranks.average([moments])
+    centre, square = moments
+    return centre.to(mean.dtype), (square - centre.square()).clamp(min=0).to(mean.dtype)
 
 
 class _Normalise(torch.autograd.Function):

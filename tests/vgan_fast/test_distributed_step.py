@@ -81,6 +81,13 @@ def trained(ranks, settings):
     return losses, before, weights(step)
 
 
+def noisy(names):
+    """Biases before a norm, whose gradient is rounding noise, and the means that they shift."""
+    means = {key for key in names if key.endswith(".running_mean")}
+    layers = [key.split(".")[:-1] for key in means]
+    return means | {".".join([*of, str(int(number) - 1), "bias"]) for *of, number in layers}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -101,8 +108,7 @@ def test_two_processes_follow_one(two, changes):
         assert mine == pytest.approx(right, abs=1e-6)  # some are fp32, whatever goes in
     for key, right in expected.items():
         assert torch.equal(first[key], other[key]), key
-        # Even biases before a norm, whose gradient is rounding noise, hardly move here.
-        atol = 1e-9 if right.dtype == torch.float64 else 1e-6
+        atol = 1e-6 if key in noisy(expected) or right.dtype == torch.float32 else 1e-9
         torch.testing.assert_close(first[key], right, rtol=0, atol=atol, msg=key)
         if key.endswith("weight"):
             assert (right - before[key]).abs().max() > 1e-3, key
