@@ -143,7 +143,7 @@ class Settings:
     )
     batch_norm: Literal["local", "synchronised"] = _option(
         "local",
-        "statistics under torchrun: of the clips of each process, or of the whole batch",
+        "statistics under torchrun: of each process's own clips, or of the whole batch",
     )
     graph: bool | None = _option(
         None,

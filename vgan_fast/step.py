@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vgan_fast.distributed import ALONE, Ranks
-from vgan_fast.errors import UserError
 from vgan_fast.graph import CudaGraph, Graph, Replayed
 from vgan_fast.kernels.frames.reference import normalise_frames
-from vgan_fast.networks import kernels_of
 from vgan_fast.settings import Settings
 from vgan_fast.synchronised import synchronise_norms
 
@@ -51,11 +49,6 @@ class Step(abc.ABC):
     ):
         self.ranks = ranks
         if settings.batch_norm == "synchronised" and ranks is not ALONE:
-            if kernels_of(settings) is not None:
-                raise UserError(
-                    "--batch-norm synchronised: not with this project's kernels; use --backend "
-                    "library"
-                )
             for network in networks.values():
                 synchronise_norms(network, ranks)
         self.settings, self.device = settings, torch.device(settings.device)

@@ -112,3 +112,32 @@ def test_two_processes_follow_one(two, changes):
         torch.testing.assert_close(first[key], right, rtol=0, atol=atol, msg=key)
         if key.endswith("weight"):
             assert (right - before[key]).abs().max() > 1e-3, key
+
+
+def stepped(ranks, settings):
+    """Losses and weights of a few steps on the kernels' twins, which compute in fp32."""
+    with (
+        mock.patch("vgan_fast.networks.kernels_of", lambda _: "reference"),
+        mock.patch("vgan_fast.gan_step.kernels_of", lambda _: "reference"),
+        mock.patch("vgan_fast.fused.FEW_ROWS", 64),  # of both sides of it there are layers here
+    ):
+        step = STEPS_OF.get(settings.model, GANStep)(settings, ranks=ranks)
+        losses = [ranks.means(step(ranks.own(frames))) for frames in batches(settings, 3)]
+    return [{name: float(value) for name, value in of.items()} for of in losses], weights(step)
+
+
+@pytest.mark.parametrize("model", ["two-stream", "future", "autoencoder"])
+def test_two_processes_follow_one_on_kernels(two, model):
+    # Plain descent: Adam would make steps of the rounding of a small gradient.
+    changes = {"mask_penalty": 0.0, "optimizer": "sgd", "lr": 0.05, "frames": 8}
+    settings = dataclasses.replace(TINY, model=model, **changes)
+    expected_losses, expected = stepped(ALONE, settings)
+    (losses, first), (_, other) = two(stepped, settings)
+    for mine, right in zip(losses, expected_losses, strict=True):
+        assert mine == pytest.approx(right, rel=1e-4)
+    for key, right in expected.items():
+        assert torch.equal(first[key], other[key]), key
+        torch.testing.assert_close(first[key], right, rtol=1e-4, atol=1e-5, msg=key)
+    (_, local), _ = two(stepped, dataclasses.replace(settings, batch_norm="local"))
+    near = [torch.allclose(local[key], right, 1e-4, 1e-5) for key, right in expected.items()]
+    assert not all(near)
