@@ -142,7 +142,7 @@ def masked_convolve(
     packed = _packed(weight, packed, x, up)
     none = (None,) * 4
     given = x, *none, x.detach(), weight, packed
-    y, mean, variance = _layer(*given, 0.0, slope, groups, up, impl, False)
+    y, mean, variance = _layer(*given, 0.0, slope, groups, up, impl)
     return y, mean.detach(), variance.detach()
 
 
@@ -366,7 +366,7 @@ def _layer(
     groups: int,
     up: bool,
     impl: str,
-    shared: bool,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolves `activated`; the rest is what its gradient goes through and belongs to.
 
@@ -380,7 +380,7 @@ def _layer(
 
 @_layer.register_fake
 def _(x, mean, variance, gamma, beta, activated, weight, packed, *options):
-    _, _, groups, up, _, _ = options
+    _, _, groups, up, *_ = options
     y = _empty_result(activated, packed, up)
     y_mean = y.new_empty(groups, y.shape[1], dtype=torch.float32)
     return y, y_mean, torch.empty_like(y_mean)

@@ -250,13 +250,13 @@ def _norm_act(
     eps: float,
     slope: float,
     impl: str,
-    shared: bool,
+    shared: bool = False,
 ) -> Tensor:
     return _run("norm_act", impl, x, mean, variance, weight, bias, eps, slope)
 
 
 @_norm_act.register_fake
-def _(x, mean, variance, weight, bias, from_batch, eps, slope, impl, shared):
+def _(x, mean, variance, weight, bias, from_batch, eps, slope, impl, shared=False):
     return _like(x)
 
 

@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 import torch
-from processes import Together
 
 from vgan_fast.autoencoder_step import AutoencoderStep
 from vgan_fast.distributed import ALONE
@@ -27,13 +26,6 @@ TINY = Settings(
     batch_norm="synchronised",
 )
 STEPS_OF = {"future": FutureStep, "autoencoder": AutoencoderStep}
-
-
-@pytest.fixture(scope="module")
-def two():
-    processes = Together(2)
-    yield processes
-    processes.close()
 
 
 def exact(step):

@@ -16,20 +16,8 @@ import torch
 from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
 
 pytestmark = pytest.mark.slow
-TINY = [
-    "--frames",
-    "4",
-    "--size",
-    "16",
-    "--width",
-    "4",
-    "--latent",
-    "8",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-]
+TINY = ["--frames", "4", "--size", "16", "--width", "4", "--latent", "8", "--batch-size", "4"]
+TINY += ["--device", "cpu"]
 STEPS = 300
 RUN = [*TINY, "--steps", STEPS, "--checkpoint-every", 20, "--sample-every", 1000]
 
