@@ -15,19 +15,6 @@ from vgan_fast.synchronised import merged
 
 TINY = ["--frames", "4", "--size", "16", "--width", "4", "--latent", "8", "--batch-size", "4"]
 TINY += ["--device", "cpu"]
-    "--frames",
-    "4",
-    "--size",
-    "16",
-    "--width",
-    "4",
-    "--latent",
-    "8",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-]
 
 
 def told(ranks):
@@ -81,13 +68,13 @@ def moments(ranks, x):
 
 
 def test_moments_far_from_zero_are_merged_exactly(two):
-    """Means a thousand deviations away, in fp32, and of each process its own."""
+    """Means, fp32, a thousand deviations away, and of each process its own."""
     x = torch.randn(64, 5) + torch.tensor([0.0, 1e3, -1e3, 5.0, 1.0])
     x[32:] += 3
     variance, mean = torch.var_mean(x.double(), 0, correction=0)
     for found in two(moments, x):
         torch.testing.assert_close(found[0].double(), mean, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(found[1].double(), variance, rtol=1e-4, atol=0)  # the means are fp32
+        torch.testing.assert_close(found[1].double(), variance, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
