@@ -19,6 +19,7 @@ class _InOneLine:
     def main(self, *args, **kwargs):
         """Run; see `click.Command.main`."""
         threading.excepthook = _unless_reported
+        first = os.environ.get("RANK", "0") == "0"  # torchrun gives all its processes the same
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # File names need not be valid UTF-8.
                 stream.reconfigure(errors="backslashreplace")
@@ -28,11 +29,12 @@ class _InOneLine:
             print(f"error: {error}", file=sys.stderr)
             status = 2
         except click.ClickException as error:
-            if os.environ.get("RANK", "0") == "0":  # torchrun gives all its processes the same
+            if first:
                 print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             status = 2
         except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
-            print("error: interrupted", file=sys.stderr)
+            if first:
+                print("error: interrupted", file=sys.stderr)
             status = 130
         except (MemoryError, RuntimeError) as error:
             # PyTorch's CPU allocator raises a plain RuntimeError.

@@ -60,7 +60,7 @@ def open_data(
             start=settings.start,
             augmentation=settings.augmentation,
             cache=settings.cache,
-            workers=settings.workers,
+            workers=settings.workers or ranks.workers,
             **common,
         )
 

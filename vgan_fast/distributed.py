@@ -30,8 +30,8 @@ from vgan_fast.settings import Settings
 # Until a process that waits for another gives up. Long enough for the others to tune kernels, or
 # for process 0 to write a checkpoint to a slow disk.
 PATIENCE = timedelta(minutes=10)
-# Until process 0 has decoded the videos, which may take hours; torchrun ends those that wait for a
-# process that has died.
+# Until the others have opened the data, whose videos process 0 decodes, which may take hours;
+# torchrun ends those that wait for a process that has died.
 DECODING = timedelta(days=7)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
@@ -144,14 +144,29 @@ class Ranks:
 
     @contextlib.contextmanager
     def first_before_others(self, key: str) -> Iterator[None]:
-        """A block that process 0 has done before the others begin it, once for each key."""
-        if self._store is not None and not self.first:
+        """A block that process 0 has done before the others begin it, and that all leave together.
+
+        It may last as long as it likes. Once for each key.
+        """
+        if self._store is None:
+            yield
+            return
+        done = [f"{key}-{number}" for number in range(self.count)]
+        if not self.first:
             with _sent():
-                self._store.wait([key], DECODING)
+                self._store.wait(done[:1], DECODING)
         yield
-        if self._store is not None and self.first:
-            with _sent():
-                self._store.set(key, "done")
+        with _sent():
+            self._store.set(done[self.number], "done")
+            self._store.wait(done, DECODING)
+
+    @property
+    def workers(self) -> int | None:
+        """Threads and processes that each of a machine's processes may start; None for any."""
+        if self._store is None:
+            return None
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        return max(1, len(os.sched_getaffinity(0)) // beside)
 
     def use_device(self, device: str) -> None:
         """Make the GPU of this process the current one.

@@ -169,6 +169,7 @@ def _evaluate(
     import torch
 
     from vgan_fast.device import default_preset, find_device
+    from vgan_fast.distributed import ALONE
     from vgan_fast.evaluation.measure import REAL, Evaluation
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
@@ -176,7 +177,7 @@ def _evaluate(
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
-    if compare is not None and ranks.count > 1:
+    if compare is not None and ranks is not ALONE:
         raise UserError("--compare: trains; train its runs first and give them, or leave torchrun")
     place = find_device(device)
     ranks.use_device(place.type)

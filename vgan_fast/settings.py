@@ -127,7 +127,9 @@ class Settings:
         None, "folder of decoded videos; runs may share one  [default: OUT/frames]"
     )
     workers: int | None = _option(
-        None, "decoding processes, and threads that prepare batches  [default: one a CPU]"
+        None,
+        "decoding processes, and threads that prepare batches, of each process of torchrun  "
+        "[default: one a CPU in all]",
     )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
     backend: Literal["auto", "fused", "library", "reference"] = _option(
