@@ -5,8 +5,10 @@ from unittest import mock
 
 import pytest
 import torch
+from processes import Together
 
 from vgan_fast.autoencoder_step import AutoencoderStep
+from vgan_fast.device import resolved
 from vgan_fast.distributed import ALONE
 from vgan_fast.future_step import FutureStep
 from vgan_fast.gan_step import GANStep
@@ -133,3 +135,31 @@ def test_two_processes_follow_one_on_kernels(two, model):
     (_, local), _ = two(stepped, dataclasses.replace(settings, batch_norm="local"))
     near = [torch.allclose(local[key], right, 1e-4, 1e-5) for key, right in expected.items()]
     assert not all(near)
+
+
+def replayed(ranks):
+    """Whether the last step was a graph's replay, and its losses: together, and alone."""
+    settings = resolved(
+        dataclasses.replace(TINY, device="cuda", precision="bf16", batch_size=BATCH, graph=True)
+    )
+    found = []
+    for of in (ranks, ALONE):
+        step = GANStep(settings, ranks=of)
+        frames = [batch.cuda() for batch in batches(settings, 8)]
+        for batch in frames:
+            losses = step(of.own(batch))
+        found.append((step.replays, {name: float(value) for name, value in losses.items()}))
+    return found
+
+
+@pytest.mark.gpu
+def test_a_graph_holds_the_messages():
+    """NCCL's, of one process: gradients and synchronised norms on the kernels."""
+    one = Together(1)
+    try:
+        ((together, alone),) = one(replayed)
+    finally:
+        one.close()
+    assert together[0]
+    assert alone[0]
+    assert together[1] == pytest.approx(alone[1], rel=1e-2)  # norms of few rows round otherwise
