@@ -116,6 +116,9 @@ def stepped(ranks, settings):
         mock.patch("vgan_fast.fused.FEW_ROWS", 64),  # of both sides of it there are layers here
     ):
         step = STEPS_OF.get(settings.model, GANStep)(settings, ranks=ranks)
+        for network in step.networks.values():
+            for norm in network.modules():
+                norm.momentum = 1.0  # of norms: what they track is then the last batch's
         losses = [ranks.means(step(ranks.own(frames))) for frames in batches(settings, 3)]
     return [{name: float(value) for name, value in of.items()} for of in losses], weights(step)
 
@@ -131,7 +134,8 @@ def test_two_processes_follow_one_on_kernels(two, model):
         assert mine == pytest.approx(right, rel=1e-4)
     for key, right in expected.items():
         assert torch.equal(first[key], other[key]), key
-        torch.testing.assert_close(first[key], right, rtol=1e-4, atol=1e-5, msg=key)
+        atol = 0 if key.endswith("running_var") else 1e-5
+        torch.testing.assert_close(first[key], right, rtol=1e-3, atol=atol, msg=key)
     (_, local), _ = two(stepped, dataclasses.replace(settings, batch_norm="local"))
     near = [torch.allclose(local[key], right, 1e-4, 1e-5) for key, right in expected.items()]
     assert not all(near)

@@ -120,13 +120,16 @@ def test_another_number_of_processes_resumes_and_goes_on(whole, tmp_path):
     assert state["position"] == STEPS + 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_saves_and_ends_all_after_the_same_step(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "of"),
+    [(signal.SIGINT, "torchrun"), (signal.SIGTERM, "torchrun"), (signal.SIGTERM, "rank 1")],
+)
+def test_a_signal_saves_and_ends_all_after_the_same_step(tmp_path, number, of):
     out = tmp_path / "run"
     given = [*TINY, "--steps", 100000, "--checkpoint-every", 10, "--out", out]
     process = torchrun(*given)
     wait_for(process, lambda: list_checkpoints(out))
-    process.send_signal(number)
+    os.kill(process.pid if of == "torchrun" else rank_of(process, 1), number)
     status, stdout, stderr = ended(process)
     assert status != 0
     assert stdout.count("stopped and saved") == 1
