@@ -18,6 +18,10 @@ EXPERIMENTS = [
     "matplotlib>=3.9,<4",
 ]
 
+HUB = ["huggingface_hub>=1.0,<3"]
+
+ONNX = ["onnx>=1.18,<2", "onnxscript>=0.7,<1"]
+
 STUDY = [
     "flask>=3.0,<4",
     "waitress>=3.0,<4",
@@ -37,6 +41,7 @@ setup(
         "vgan_fast",
         "vgan_fast.baselines",
         "vgan_fast.evaluation",
+        "vgan_fast.interchange",
         "vgan_fast.kernels",
         *(
             f"vgan_fast.kernels.{op}"
@@ -77,15 +82,20 @@ setup(
     ],
     extras_require={
         "bench": BENCH,
+        "docs": ["pdoc>=15,<17"],
         "experiments": EXPERIMENTS,
+        "hub": HUB,
+        "onnx": ONNX,
         "ray": ["ray>=2.40,<3"],
         "study": STUDY,
         "test": [
             *BENCH,
             *EXPERIMENTS,
+            *HUB,
+            *ONNX,
             *STUDY,
             "playwright>=1.50,<2",
-            "onnx>=1.18,<2",
+            "onnxruntime>=1.20,<2",
             "ruff>=0.12,<1",
         ],
     },

@@ -1,5 +1,6 @@
 """Options and fixtures: contests are raced once, and each contender is a benchmark."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def pytest_addoption(parser):
         help="run the preset's code at tiny sizes on a CPU; its numbers mean nothing",
     )
     parser.addoption(
+        "--without",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="leave out contenders with this in their name, repeatable: compiling takes minutes",
+    )
+    parser.addoption(
         "--traces", type=Path, help="folder for a Chrome trace of each rival's training step"
     )
 
@@ -45,7 +53,18 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     """One benchmark for each contender of each contest that a module offers."""
     if "contender" in metafunc.fixturenames:
-        contests = metafunc.module.contests(metafunc.config.preset, metafunc.config.device)
+        without = metafunc.config.getoption("--without")
+        contests = [
+            dataclasses.replace(
+                contest,
+                contenders=[
+                    each
+                    for each in contest.contenders
+                    if not any(text in each.name for text in without)
+                ],
+            )
+            for contest in metafunc.module.contests(metafunc.config.preset, metafunc.config.device)
+        ]
         pairs = [(contest, each.name) for contest in contests for each in contest.contenders]
         ids = [f"{contest.case}, {name}" for contest, name in pairs]
         metafunc.parametrize(("contest", "contender"), pairs, ids=ids)

@@ -1,7 +1,5 @@
 """The files that clips are cut from, and how a clip is cut from each kind."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from abc import ABC, abstractmethod

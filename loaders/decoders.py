@@ -6,8 +6,6 @@ only), with the time stamps as they stand. Files may crash or hang these librari
 that costs no more than the file.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator
@@ -128,7 +126,7 @@ def frames_by_pyav(source: Path, settings: Settings) -> Iterator[Picture]:
             raise UndecodableError(f"PyAV: {getattr(error, 'strerror', None) or error}") from None
 
 
-def picture_by_pyav(stream: VideoStream, frame: VideoFrame) -> Picture:
+def picture_by_pyav(stream: "VideoStream", frame: "VideoFrame") -> Picture:
     """Return a frame that PyAV decoded, turned upright."""
     turns = quarter_turns(frame)
     flags = _ACCURATE if frame.format.components[0].bits > 8 else None
@@ -142,7 +140,7 @@ def picture_by_pyav(stream: VideoStream, frame: VideoFrame) -> Picture:
     )
 
 
-def quarter_turns(frame: VideoFrame) -> int:
+def quarter_turns(frame: "VideoFrame") -> int:
     """Return the counter-clockwise quarter turns that bring a frame of PyAV's upright."""
     return round(frame.rotation / 90)
 

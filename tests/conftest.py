@@ -17,3 +17,9 @@ def choices_of_their_own(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    """fp32 is fp32: PyTorch's default on a GPU, and so the kernels', is TF32 in convolutions."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

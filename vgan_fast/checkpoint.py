@@ -16,6 +16,7 @@ from torch import nn
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import remove_unfinished, written_whole
+from vgan_fast.interchange.layout import is_published, read_description, read_weights
 from vgan_fast.settings import Settings
 
 WEIGHTS, STATE, SETTINGS, HASHES = "weights.safetensors", "state.pt", "settings.json", "sha256.json"
@@ -82,21 +83,46 @@ def find_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
+def open_weights(path: Path) -> tuple[Path, Settings]:
+    """Where the weights at `path` are, and settings that build their networks.
+
+    Args:
+        path: a run, a checkpoint, or one network in the layout of Hugging Face
+            (`vgan_fast.interchange.layout`).
+
+    Raises:
+        UserError: when there are none, or they are broken.
+    """
+    if is_published(path):
+        return path, read_description(path).settings()
+    checkpoint = find_checkpoint(path)
+    return checkpoint, Settings.load(checkpoint / SETTINGS)
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a checkpoint's folder, not a run's."""
     return bool(_NAME.fullmatch(path.name))
 
 
+def step_of(path: Path) -> int | None:
+    """Finished training steps of a checkpoint's folder; None of a folder of another kind."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
-    """Fill `networks` from the checkpoint's weights of the same names.
+    """Fill `networks` from the weights of the same names in a folder (`open_weights`).
 
     Raises:
         UserError: when its weights are no safetensors, or those of networks of another shape.
     """
-    try:
-        weights = safetensors.torch.load_file(path / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from error
+    if is_published(path):
+        weights = read_weights(path, set(networks))
+    else:
+        try:
+            weights = safetensors.torch.load_file(path / WEIGHTS)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from error
     for name, network in networks.items():
         own = network.state_dict()
         stored = {
@@ -104,6 +130,9 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
             for key, value in weights.items()
             if key.startswith(f"{name}.")
         }
+        if not stored:
+            there = ", ".join(sorted({key.partition(".")[0] for key in weights}))
+            raise UserError(f"{path}: holds no {name}, but {there or 'nothing'}")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
             raise UserError(
                 f"{path}: holds no {name} of this shape; use the sizes in its {SETTINGS}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vgan_fast.cli import Program, options_of
+from vgan_fast.cli import Program, RunPath, options_of
 from vgan_fast.errors import UserError
 from vgan_fast.transfer.options import PRESETS, Options
 
@@ -25,7 +25,7 @@ RESULTS, TABLE, PICTURE = "results.json", "table.md", "transfer.png"
 
 
 @click.command(cls=Program)
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=RunPath())
 @click.option(
     "--data",
     required=True,
@@ -65,7 +65,9 @@ RESULTS, TABLE, PICTURE = "results.json", "table.md", "transfer.png"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
-    """Tell actions apart with the discriminator in RUN, a run of vgan_fast.train or a checkpoint.
+    """Tell actions apart with the discriminator in RUN.
+
+    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of videogan.
 
     Compares fine-tuning it with a logistic regression on its features and with training from
     random weights, by the share of labels used (section 4.3 and figure 4 of the paper).
@@ -75,11 +77,10 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     32 frames has 34 times the multiplications.
     """
     _refuse_without_extra()
-    from vgan_fast.checkpoint import find_checkpoint, is_checkpoint
+    from vgan_fast.checkpoint import is_checkpoint, open_weights
     from vgan_fast.classifier_step import load_discriminator
     from vgan_fast.device import configure, default_preset
     from vgan_fast.files import refuse_unwritable, written_whole
-    from vgan_fast.settings import Settings
     from vgan_fast.transfer.results import Results
 
     preset = preset or default_preset(device)
@@ -88,8 +89,7 @@ def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
     if out.exists():
         raise UserError(f"--out {out}: is there already; name a folder to make")
     refuse_unwritable(out)  # better said before hours of training
-    checkpoint = find_checkpoint(run)
-    of_run = Settings.load(checkpoint / "settings.json")
+    checkpoint, of_run = open_weights(run)
     settings = _of_classifiers(of_run, options, device)
     configure(settings)
     discriminator = load_discriminator(checkpoint, settings)

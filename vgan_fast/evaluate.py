@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vgan_fast.cli import SharedProgram
+from vgan_fast.cli import RunPath, SharedProgram
 from vgan_fast.errors import UserError
-from vgan_fast.settings import PRESETS, SYNTHETIC, Settings
+from vgan_fast.settings import PRESETS, SYNTHETIC, UNKNOWN_DATA, Settings
 
 # PyTorch is imported where it is used: processes that decode videos run this file's top once more.
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SHOWN_PAIRS = 6  # samples beside their nearest training clips
 
 
 @click.command(cls=SharedProgram)
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.argument("runs", nargs=-1, type=RunPath(file_okay=True))
 @click.option(
     "--compare",
     type=click.Path(path_type=Path, file_okay=False),
@@ -72,7 +72,7 @@ SHOWN_PAIRS = 6  # samples beside their nearest training clips
 )
 @click.option(
     "--detector-run",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=RunPath(),
     help="detect with the discriminator of this run",
 )
 @click.option(
@@ -112,8 +112,9 @@ def main(runs: tuple[Path, ...], compare: Path | None, out: Path | None, **given
 
     Fréchet distance with its real-against-real floor, Inception score where the detector has
     classes, which of two runs looks more real to the detector, motion, flicker, masks, and copies
-    of training clips; each with the protocol that it hangs on. RUNS may also be stored results
-    (.json): of equal protocols they are printed as one table, of others refused.
+    of training clips; each with the protocol that it hangs on. RUNS may be .t7 files of videogan's
+    generators; --data is then needed. They may also be stored results (.json): of equal protocols
+    they are printed as one table, of others refused.
 
     With 512 clips of 32 frames of 32x32 three runs take about a minute on one CPU core. --compare
     trains first: 500 steps of the short preset take five minutes a model there, or some more.
@@ -217,6 +218,10 @@ def _evaluate(
     clip = first.frames, first.size
     for name, sampler in samplers.items():
         own = sampler.settings
+        if data is None and own.data == UNKNOWN_DATA:
+            raise UserError(
+                f"{named[name]}: does not say what it was trained on; name clips by --data"
+            )
         if own.model == "future":
             raise UserError(
                 f"{named[name]}: a run of --model future goes on from given frames; it cannot be "

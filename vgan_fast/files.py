@@ -35,7 +35,7 @@ def written_whole(
             if folder:
                 part.mkdir()
             yield part
-            for file in part.iterdir() if folder else [part]:
+            for file in part.rglob("*") if folder else [part]:
                 _flush(file)  # A name must not reach the disk before its content does.
             os.replace(part, path)
             _flush(path.parent)

@@ -1,18 +1,21 @@
 """`python -m vgan_fast.generate`: clips from a trained model."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
-from vgan_fast.checkpoint import find_checkpoint
-from vgan_fast.cli import SharedProgram
+from vgan_fast.checkpoint import open_weights
+from vgan_fast.cli import RunPath, SharedProgram
 from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
 from vgan_fast.distributed import Ranks, joined
 from vgan_fast.energy_sampling import ChainSampler
 from vgan_fast.errors import UserError
+from vgan_fast.files import written_whole
 from vgan_fast.pictures import (
     animated_grid,
     as_frames,
@@ -20,13 +23,12 @@ from vgan_fast.pictures import (
     write_picture,
 )
 from vgan_fast.sampling import Sampler
-from vgan_fast.settings import Settings
 
 STEPS = 200  # of an energy model's chains
 
 
 @click.command(cls=SharedProgram)
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=RunPath())
 @output_options("samples.gif", of="clip")
 @click.option(
     "--count",
@@ -58,15 +60,30 @@ STEPS = 200  # of an energy model's chains
     default=None,
     help=f"of an energy model: steps of its chains from where training left them  [{STEPS}]",
 )
+@click.option(
+    "--export",
+    type=click.Choice(["hub", "onnx", "pt2"]),
+    help="make no clips but a folder with RUN's networks for other programs: in the layout of "
+    "Hugging Face, which this project's programs take in place of a run, as ONNX, or for "
+    "torch.export.load",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-def main(run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device) -> int:
+@click.pass_context
+def main(
+    context, run, out, each, count, seed, to_seed, streams, langevin_steps, fps, export, device
+) -> int:
     """Make clips with the generator or the energy model in RUN.
 
-    RUN is a run of vgan_fast.train or one of its checkpoints. Under torchrun each process makes
-    its part of the same clips: one picture is written by the first, a folder's files by the one
-    that made them.
+    RUN is a run of vgan_fast.train, one of its checkpoints, a .t7 file of videogan, or a generator
+    in the layout of Hugging Face. Under torchrun each process makes its part of the same clips: one
+    picture is written by the first, a folder's files by the one that made them.
     """
     with joined() as ranks:
+        if export is not None and ranks.first:
+            given = [p.opts[0] for p in context.command.params if _is_given(context, p.name)]
+            return _export(run, out, export, set(given) - {"run", "--out", "--export"})
+        if export is not None:
+            return 0
         return _generate(
             ranks, run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device
         )
@@ -80,7 +97,7 @@ def _generate(
         raise UserError(f"--count {count}: one picture holds up to {WHOLE}; name a folder in --out")
     place = find_device(device)
     ranks.use_device(place.type)
-    if Settings.load(find_checkpoint(run) / "settings.json").model == "stgconvnet":
+    if open_weights(run)[1].model == "stgconvnet":
         if streams or to_seed is not None:
             option = "--streams" if streams else "--to-seed"
             raise UserError(f"{option}: the model in {run} has no generator, but chains")
@@ -118,6 +135,27 @@ def _generate(
             out, film_strip(frames) if out.suffix == ".png" else animated_grid(frames), fps
         )
     print(f"{count} clips of {sampler.settings.frames} frames from {sampler.checkpoint}: {out}")
+    return 0
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _export(run: Path, out: Path, form: str, others: set[str]) -> int:
+    if others:
+        raise UserError(f"--export: makes no clips; leave out {', '.join(sorted(others))}")
+    if out.suffix or out.exists():
+        raise UserError(f"--out {out}: --export makes a folder; give a name that is not there yet")
+    if form == "hub":
+        from vgan_fast.interchange.hub import publish as write
+    else:
+        from vgan_fast.interchange.export import export_networks
+
+        write = partial(export_networks, form=form)
+    with written_whole(out, folder=True) as folder:
+        made = write(run, folder)
+    print(f"{', '.join(path.name for path in made)} of {run}: {out}")
     return 0
 
 

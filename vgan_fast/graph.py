@@ -51,7 +51,9 @@ class CudaGraph:
     def capture(self, function: Callable[[], Outputs], random: Sequence[torch.Generator]):
         """See `Graph.capture`."""
         graph = torch.cuda.CUDAGraph()
-        kept = [generator.clone_state() for generator in random]
+        # PyTorch has every graph register the device's own generator, too.
+        drawn = [*random, torch.cuda.default_generators[self._stream.device.index]]
+        kept = [generator.clone_state() for generator in drawn]
         for generator in random:
             graph.register_generator_state(generator)
         try:
@@ -65,7 +67,7 @@ class CudaGraph:
                 outputs = function()
         except Exception:
             # Before torch 2.13 the generators go on believing that they are being captured.
-            for generator, state in zip(random, kept, strict=True):
+            for generator, state in zip(drawn, kept, strict=True):
                 generator.graphsafe_set_state(state)
             raise
         self._graph = graph

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from vgan_fast.checkpoint import find_checkpoint, load_weights
+from vgan_fast.checkpoint import load_weights, open_weights
 from vgan_fast.device import configure, multiplies_bf16
 from vgan_fast.errors import UserError
 from vgan_fast.graph import CudaGraph, Graph, Replayed
@@ -26,7 +26,8 @@ class Sampler:
     """The generator of a trained run, in the run's precision where the device multiplies it.
 
     Args:
-        run: folder of a run of `vgan_fast.train`, or one of its checkpoints.
+        run: folder of a run of `vgan_fast.train`, one of its checkpoints, or a generator in the
+            layout of Hugging Face.
         device: where to compute; the process is configured for it (`vgan_fast.device.configure`).
 
     Attributes:
@@ -42,8 +43,7 @@ class Sampler:
     at_once = BATCH
 
     def __init__(self, run: Path, device: torch.device):
-        self.checkpoint = find_checkpoint(run)
-        self.settings = Settings.load(self.checkpoint / "settings.json")
+        self.checkpoint, self.settings = open_weights(run)
         if self.settings.model == "stgconvnet":
             raise UserError(
                 f"{self.checkpoint}: an energy model has no generator; use vgan_fast.generate"

@@ -14,6 +14,7 @@ from vgan_fast.shape import ClipShape
 from vgan_fast.stgconvnet.layers import EXPERIMENTS, Layer, Sizes, parse_layers, parse_rates
 
 SYNTHETIC = ("synthetic", "synthetic-motions")  # sets that are drawn, not read
+UNKNOWN_DATA = "unknown"  # of networks from elsewhere: nobody says what they were trained on
 
 
 # Of a layer's learning rate to that of the layer below it, in the experiments where the paper's are

@@ -57,6 +57,11 @@ class Config:
     num_warps: int
     num_stages: int
 
+    @property
+    def accumulators(self) -> int:
+        """Registers of a thread that hold a tile's sums."""
+        return self.rows * self.columns // (32 * self.num_warps)
+
     def shared_bytes(self, element_size: int) -> int:
         """Of all stages of both operands."""
         return self.num_stages * self.depth * (self.rows + self.columns) * element_size
@@ -738,14 +743,26 @@ def _tiles(*tiles: tuple[int, int, int, int]) -> list[Config]:
 # read of L2, and a tile of 256 x 128 reads 3/4 of what two of 128 x 128 do. But those fit twice on
 # a multiprocessor, where one's epilogue hides behind the other's product, and once within the 99 KB
 # of sm_86 and sm_120. Narrower ones are for few columns, or to give every multiprocessor a tile.
-# Its four stages hide loads where a tile is alone, and do not fit sm_80, where it spills.
-_LONG = _tiles((256, 128, 8, 4), (128, 128, 8, 3), (128, 64, 8, 3))
-_SHORT = _tiles((128, 128, 8, 3), (256, 128, 8, 4), (128, 64, 8, 3))
+# On an H100 128 x 128 by four warps was the fastest at most layers, and 128 x 256 at most that have
+# so many channels. Like 256 x 128 they take 128 registers a thread for the sums, and spill where
+# operands come from registers, too.
+_LONG = _tiles(
+    (256, 128, 8, 4),
+    (128, 128, 8, 3),
+    (128, 64, 8, 3),
+    (128, 256, 8, 3),
+    (128, 128, 4, 3),
+    (64, 128, 4, 4),
+)
+_SHORT = _tiles(
+    (128, 128, 8, 3), (256, 128, 8, 4), (128, 64, 8, 3), (128, 128, 4, 3), (128, 256, 8, 3)
+)
 _NARROW = _tiles((128, 64, 8, 3), (256, 64, 8, 3), (128, 64, 4, 3))
 # A picture's: the background head's gradient spills on sm_80 with 8 warps to 128 rows.
 _FLAT = _tiles((128, 64, 4, 3), (256, 64, 8, 3), (64, 64, 4, 3))
 _NARROWEST = _tiles((128, 32, 8, 4), (128, 32, 4, 3))
 _LONG_SUM = 4096  # terms: so many hide the epilogue of a tile that is alone on its multiprocessor
+_HOPPER = 200 << 10  # bytes of shared memory: the tensor cores of so much read operands there
 _FILLED = 96  # tiles at least: fewer leave more than a quarter of an H200's 132 idle
 # Exact products of fp32 run on the plain units, whose code is unrolled over the tile: small ones.
 # Twice the depth, or twice the columns, spills somewhere.
@@ -781,6 +798,7 @@ def _candidates(layer: _Layer, batch: int, precision: Precision, shared: int) ->
         for config in found
         if config.columns <= max(columns, found[0].columns)
         and config.shared_bytes(element_size) <= shared
+        and (config.accumulators <= 64 or shared >= _HOPPER)
     ]
     return sorted(fitting, key=filling, reverse=True)
 

@@ -27,7 +27,7 @@ class Error:
 
     Attributes:
         error: the largest.
-        unit: what rounding the exact result makes.
+        unit: what roundings that may differ make.
         believed: no library's error is taken to be above it: one that is wrong excuses nobody.
     """
 
@@ -93,9 +93,12 @@ class Answer:
         if self.name == "convolve_norm_backward":
             reduced = [total for sums in reduced for total in sums]
         error = max(sample.error(y) for sample in self.samples)
-        unit = torch.finfo(y.dtype).eps * self.largest
         # Products rounded to the precision that was asked for, and summed in fp32.
-        believed = 4 * (self.eps + FP32 * self.length**0.5) * self.largest
+        summed = FP32 * self.length**0.5
+        believed = 4 * (self.eps + summed) * self.largest
+        # Libraries cut sums up, and round to TF32 what a tensor core by itself truncates.
+        truncated = TF32 / 4 if self.eps == TF32 else 0.0
+        unit = max(torch.finfo(y.dtype).eps, summed, truncated) * self.largest
         yield Error(error, unit, believed)
         for value, (exact, unit) in zip(reduced, self._reduced(y), strict=True):
             yield Error((value.double() - exact).abs().max().item(), unit, 4 * unit)

@@ -60,6 +60,7 @@ _WIDE = (
     Config(128, 128, 64, 8, 3),
     # Several blocks to a processor: one's stores hide behind another's product.
     Config(128, 128, 32, 4, 3),
+    Config(128, 128, 64, 4, 3),
 )
 # Up to 64 coarse channels: the networks' ends, whose operands come from memory.
 _NARROW = (

@@ -112,7 +112,9 @@ def normals(
     _check_seed(seed)
     if isinstance(moment, int):
         moment = torch.tensor(moment, device=device)
-    _check_moment(moment, moment.device if device is None else torch.device(device))
+    # "cuda" is the current GPU, whose tensors say which.
+    where = moment.device if device is None else torch.empty(0, device=device).device
+    _check_moment(moment, where)
     return reference.normals(torch.Size(shape), moment, seed)
 
 

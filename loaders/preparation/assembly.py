@@ -1,7 +1,5 @@
 """From parts to shards: which clip goes where is settled by the videos alone, in a fixed order."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -3,7 +3,10 @@
 import contextlib
 import copy
 import dataclasses
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +168,15 @@ def test_counts_are_those_of_the_cost_table():
         name, direction = contest.case.removeprefix("G ").split(", ")
         if contest.case.startswith("G ") and direction == "forward" and name != "head":
             assert contest.counted[0][0] == layers[name, "G forward"], name
+
+
+def test_contenders_are_left_out_by_name():
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_ceilings.py", "--collect-only"]
+    found = subprocess.run(
+        [*command, "-q", "--preset", "smoke", "--without", "fp32"],
+        cwd=Path(bench_layers.__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout[-2000:]
+    assert "copy" in found.stdout and "fp32" not in found.stdout

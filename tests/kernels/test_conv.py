@@ -61,6 +61,11 @@ def sample(shape, up, dtype=torch.float32, seed=0):
     return x.to(dtype), pack(weight, torch.float32), randn(b if up else a), dy.to(dtype)
 
 
+def terms_of(weight):
+    """At most so many products make a value of a result or of its input's gradient."""
+    return weight.numel() // min(weight.shape[:2])
+
+
 def plain(x, weight, bias, up):
     """PyTorch's own layer, the weight rounded as autocast does."""
     stride, padding = (2, 1) if weight.shape[2] == 4 else (1, 0)
@@ -96,7 +101,7 @@ def test_a_layer_alone(shape, up, impl, dtype):
     ran = dispatch.launches - before
     assert ran == ({"convolve": 2, "weight_gradient": 1} if impl == "triton" else {})
     for name, value in ours.items():
-        assert_close_to_float64(name, value, theirs[name], wide[name])
+        assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))
     assert ours["weight"].permute(*range(2, weight.dim()), 1, 0).is_contiguous()
 
 
@@ -131,7 +136,7 @@ def test_two_layers_with_a_leaky_relu_between(shape, up, groups, impl, dtype):
     for name, value in ours.items():
         # In fp16 rounding decides on which side of 0 a value falls, and with it its gradient.
         if dtype == torch.float32 or name in ("y", "weight2"):
-            assert_close_to_float64(name, value, theirs[name], wide[name])
+            assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))
     y, (mean, variance) = made[0]
     expected = reference_statistics(y, groups)
     torch.testing.assert_close((mean, variance), expected, rtol=1e-5, atol=1e-6)
@@ -180,8 +185,14 @@ def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
         names = ("batch_statistics", "norm_act", "convolve_statistics", "weight_gradient")
         names += ("convolve_norm_backward", "norm_act_input_gradient")
         assert dispatch.launches - before == dict.fromkeys(names, 1)
+    vectors = {"gamma", "beta"}
+    # How nearly roundings of 16 bits cancel in sums of so few channels is a matter of luck.
+    luck = max((theirs[name].double() - wide[name]).abs().max().item() for name in vectors)
     for name, value in found.items():
-        assert_close_to_float64(name, value, theirs[name], wide[name])
+        if dtype != torch.float32 and name in vectors:
+            assert (value.double() - wide[name]).abs().max() <= 4 * luck + 1e-6, name
+        else:
+            assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))
     y, (mean, variance) = made[0]
     expected = reference_statistics(y, groups)
     torch.testing.assert_close((mean, variance), expected, rtol=1e-5, atol=1e-6)
@@ -201,7 +212,8 @@ def test_a_folded_layer(shape, up, impl, dtype):
     y = convolve_folded(x, weight, scale, shift, up=up, slope=0.1, impl=impl)
     assert not y.requires_grad
     tensors = x, weight, scale, shift
-    assert_close_to_float64("y", y, folded(*tensors), folded(*(t.double() for t in tensors)))
+    exact = folded(*(t.double() for t in tensors))
+    assert_close_to_float64("y", y, folded(*tensors), exact, terms_of(weight))
 
 
 def test_what_needs_no_gradient_is_not_computed():
@@ -386,4 +398,4 @@ def test_32_channels_that_go_up_are_no_cells(channels, impl):
         x.dtype,
     )
     for name, value in ours.items():
-        assert_close_to_float64(name, value, theirs[name], wide[name])
+        assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))

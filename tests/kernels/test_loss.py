@@ -41,8 +41,8 @@ def test_losses_and_gradient_agree_with_float64(count, spread, real, dtype):
 
 
 def test_the_twin_is_binary_cross_entropy():
-    logits = torch.randn(6, 1).double()
-    labels = torch.tensor([1.0, 1, 1, 0, 0, 0]).double()[:, None]
+    logits = torch.randn(6, 1, device=DEVICE).double()
+    labels = torch.tensor([1.0, 1, 1, 0, 0, 0], device=DEVICE).double()[:, None]
     each = nn.BCEWithLogitsLoss(reduction="none")
 
     def theirs(z):
@@ -50,7 +50,7 @@ def test_the_twin_is_binary_cross_entropy():
 
     ours = losses_and_gradient(lambda z: reference.logistic_losses(z, [True, False]), logits)
     torch.testing.assert_close(ours, losses_and_gradient(theirs, logits))
-    weights = 0.7 * torch.tensor([1.0, 2.0]).double()
+    weights = 0.7 * torch.tensor([1.0, 2.0], device=DEVICE).double()
     backward = reference.logistic_losses_backward(weights, logits, [True, False])
     torch.testing.assert_close(backward, ours["dlogits"])
 

@@ -108,7 +108,8 @@ def check(x, vectors, dy, **options):
     if options["training"]:
         names.add("batch_statistics")
     assert dispatch.launches - before == dict.fromkeys(names, 1)
-    theirs = gradients(eager, x, vectors, dy, **options)
+    # From memory that starts on 16 bytes: cuDNN stops the device at any other.
+    theirs = gradients(eager, x.clone(), vectors, dy.clone(), **options)
     wide = gradients(exact, x.double(), [v.double() for v in vectors], dy.double(), **options)
     for name, value in ours.items():
         assert_close_to_float64(name, value, theirs[name], wide[name])

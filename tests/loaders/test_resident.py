@@ -117,6 +117,7 @@ def test_the_limits_of_containers_count(tmp_path, groups, files, free):
 @pytest.mark.parametrize("cache", ["gpu", "host", "none"])
 def test_every_way_to_the_gpu_gives_the_same_clips(tmp_path, monkeypatch, cache):
     """Twenty batches, so that buffers are used again while copies are under way."""
+    pytest.importorskip("nvidia.dali")
     monkeypatch.undo()
     rng = np.random.default_rng(0)
     np.save(tmp_path / "a.npy", rng.integers(0, 256, (40, 16, 64, 64, 3), np.uint8))

@@ -347,7 +347,7 @@ def cuda(monkeypatch):
     cuda = MagicMock()
     cuda.graph.return_value.__exit__.return_value = None
     cuda.stream.return_value.__exit__.return_value = None
-    for name in ("CUDAGraph", "Stream", "current_stream", "graph", "stream"):
+    for name in ("CUDAGraph", "Stream", "current_stream", "default_generators", "graph", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     return cuda
 
@@ -392,6 +392,8 @@ def test_a_failed_capture_restores_stream_and_generators(cuda):
     assert str(failure.value.__context__) == "waits"  # `Replayed` reports it.
     cuda.stream.return_value.__exit__.assert_called_once()
     random.graphsafe_set_state.assert_called_once_with(random.clone_state())
+    own = cuda.default_generators[cuda.Stream().device.index]
+    own.graphsafe_set_state.assert_called_once_with(own.clone_state())
 
 
 GPU = dataclasses.replace(TINY, device="cuda", average=0.9)
@@ -426,7 +428,9 @@ def test_on_a_gpu_graph_and_eager_agree(changes, repeatable, caplog):
     eager, step = GANStep(settings), replayed(settings, CudaGraph)
     assert_close(trained(step, range(STEPS + 5)), trained(eager, range(STEPS + 5)))
     assert torch.equal(step.random.get_state(), eager.random.get_state())
-    assert step._run._outputs is not None and not caplog.records
+    assert step._run._outputs is not None
+    # It may say that it chooses kernels.
+    assert not [record for record in caplog.records if record.name == "vgan_fast.graph"]
 
 
 @pytest.mark.gpu
@@ -469,8 +473,9 @@ def test_on_a_gpu_a_failed_capture_is_followed_by_eager_steps(repeatable, caplog
     monkeypatch.setattr(step, "_average", waiting)
     assert_close(trained(step, range(STEPS)), trained(eager, range(STEPS)))
     assert torch.equal(step.random.get_state(), eager.random.get_state())
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if record.name == "vgan_fast.graph"]) == 1
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(2, device="cuda").unique().numel() == 2, "the device's own generator draws"
 
 
 @pytest.mark.gpu

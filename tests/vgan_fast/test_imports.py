@@ -1,7 +1,10 @@
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 
 def python(code):
@@ -46,3 +49,34 @@ def test_all_packages_are_installed():
     assert found - ops <= set(listed), "setup.py's packages lack some"
     for op in ops & found:
         assert f'"{op.rsplit(".")[-1]}"' in (root / "setup.py").read_text()
+
+
+def modules_of_ours(file):
+    """What a file imports from vgan_fast, by the first part of its name there."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("vgan_fast.")}
+
+
+DRAWING = {"inspect.py", "report.py"}  # of the loaders: a program and a page
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed"),
+    [
+        (["kernels/**/*.py"], {"kernels", "cli", "errors", "files", "shape"}),
+        (["loaders/**/*.py"], {"loaders", "errors", "files"}),
+        ([f"vgan_fast/{n}.py" for n in ("models", "cpu", "fused")], {"kernels", "models", "shape"}),
+        (["vgan_fast/step.py"], {"graph", "kernels", "settings"}),
+    ],
+)
+def test_data_flows_one_way(files, allowed):
+    root = Path(__file__).parents[2]
+    found = [file for pattern in files for file in root.glob(pattern) if file.name not in DRAWING]
+    assert len(found) >= len(files)
+    others = {file.name: modules_of_ours(file) - allowed for file in found}
+    assert not {name: names for name, names in others.items() if names}

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vgan_fast.checkpoint import find_checkpoint, load_weights
+from vgan_fast.checkpoint import load_weights, open_weights
 from vgan_fast.errors import UserError
 from vgan_fast.networks import build_discriminator
-from vgan_fast.settings import Settings
 
 
 class RandomExtractor(nn.Module):
@@ -159,8 +158,7 @@ def discriminator_of(run: Path, device: torch.device) -> Detector:
     Raises:
         UserError: when the run has no whole checkpoint, or no discriminator.
     """
-    checkpoint = find_checkpoint(run)
-    settings = Settings.load(checkpoint / "settings.json")
+    checkpoint, settings = open_weights(run)
     if settings.model == "autoencoder":
         raise UserError(
             f"{run}: a run of --model autoencoder has no discriminator; name another run with "

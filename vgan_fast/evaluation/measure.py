@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vgan_fast.checkpoint import step_of
 from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.detectors import Detector
@@ -157,7 +158,7 @@ class Evaluation:
         return Row(
             name=name,
             checkpoint=checkpoint and str(checkpoint),
-            step=checkpoint and int(checkpoint.name.removeprefix("step-")),
+            step=step_of(checkpoint) if checkpoint else None,
             frechet=self._number(
                 frechet_distance, [seen.features, self.reference.features], (0, math.inf)
             ),

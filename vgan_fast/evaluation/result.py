@@ -73,7 +73,7 @@ class Row:
     Attributes:
         name: of the model.
         checkpoint: folder of the weights, None for real clips.
-        step: finished training steps, None for real clips.
+        step: finished training steps, None for real clips and where it is unknown.
         frechet: distance to the reference clips.
         inception: Inception score, None where the detector has no classes.
         statistics: see `looking.Seen`.

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from vgan_fast.checkpoint import find_checkpoint, is_checkpoint
+from vgan_fast.checkpoint import is_checkpoint, open_weights
 from vgan_fast.errors import UserError
+from vgan_fast.interchange.layout import is_published
 from vgan_fast.pictures import as_frames
 from vgan_fast.sampling import Sampler
-from vgan_fast.settings import Settings
 
 from .sheets import freeze, scramble
 
@@ -124,7 +124,8 @@ def _static_name(name: str) -> str:
 
 
 def _is_run(source: str) -> bool:
-    return is_checkpoint(Path(source)) or (Path(source) / "checkpoints").is_dir()
+    path = Path(source)
+    return is_checkpoint(path) or (path / "checkpoints").is_dir() or is_published(path)
 
 
 def _common_cut(sources: dict[str, str], frames: int | None, size: int | None) -> Cut:
@@ -137,7 +138,7 @@ def _common_cut(sources: dict[str, str], frames: int | None, size: int | None) -
     cuts = {}
     for name, source in sources.items():
         if _is_run(source):
-            settings = Settings.load(find_checkpoint(Path(source)) / "settings.json")
+            _, settings = open_weights(Path(source))
             cuts[name] = Cut(settings.frames, settings.size, settings.stride, settings.fps)
         elif source != SYNTHETIC and not Path(source).exists():
             raise UserError(

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.kernels.equivalence import DEVICE
 from vgan_fast.kernels import dispatch
 from vgan_fast.kernels.langevin import normals
 from vgan_fast.stgconvnet.fast import FastEnergyNetwork
@@ -53,15 +54,15 @@ def assert_within_sampling_error(values, expected, spread):
 
 def test_reference_and_fused_sampler_agree_step_by_step(monkeypatch):
     layers = parse_layers("6@5/2 4@3x*x*/2x1x1+1x0x0 3@2x1x1+1x0x0", (9, 12, 11))
-    plain, quick = EnergyNetwork(layers), FastEnergyNetwork(layers)
+    plain, quick = EnergyNetwork(layers).to(DEVICE), FastEnergyNetwork(layers).to(DEVICE)
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.normal_(std=0.1)
     quick.load_state_dict(plain.state_dict())
-    chains = torch.randn(2, 3, 9, 12, 11) * 30
-    fixed = torch.rand(2, 1, 9, 12, 11) < 0.3
+    chains = torch.randn(2, 3, 9, 12, 11, device=DEVICE) * 30
+    fixed = torch.rand(2, 1, 9, 12, 11, device=DEVICE) < 0.3
     before = dispatch.launches["langevin_step"]
-    moments = moment_of(), moment_of()
+    moments = moment_of().to(DEVICE), moment_of().to(DEVICE)
     reference, fused = chains, chains
     for _ in range(12):
         reference = Langevin(impl="reference", seed=3)(
