@@ -27,6 +27,8 @@ class SyntheticClips:
         device: where the clips are drawn.
         split: "train" or "held-out"; different clips of the same distribution.
         position: number of batches to pass over.
+        rank, ranks: which of how many sources that share each batch this is, one's clips after
+            another's; `batch_size` is of each.
 
     Attributes:
         skipped: no file can be broken here; empty.
@@ -47,10 +49,13 @@ class SyntheticClips:
         device: torch.device | str = "cpu",
         split: Literal["train", "held-out"] = "train",
         position: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         self.frames, self.size, self.batch_size = frames, size, batch_size
         self.device = torch.device(device)
         self.position = position
+        self._rank, self._ranks = rank, ranks
         self._key = np.array([seed, ("train", "held-out").index(split)], dtype=np.uint64)
 
     @property
@@ -67,7 +72,7 @@ class SyntheticClips:
 
     def next_batch_with_masks(self) -> tuple[Tensor, Tensor]:
         """The next clips and the cover of their objects, fp32 (N, T, H, W) in [0, 1]."""
-        draws = self._draws(self.position * self.batch_size)
+        draws = self._draws()
         self.position += 1
         scenery, movers = draws.split([3 + 6 * WAVES, DRAWS - (3 + 6 * WAVES)], dim=1)
         return compose(background(scenery, self.size), *_objects(movers, self.frames, self.size))
@@ -75,7 +80,8 @@ class SyntheticClips:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _draws(self, first: int) -> Tensor:
+    def _draws(self) -> Tensor:
+        first = (self.position * self._ranks + self._rank) * self.batch_size
         generator = np.random.Philox(key=self._key).advance(first * DRAWS // 4)
         uniform = np.random.Generator(generator).random((self.batch_size, DRAWS))
         return torch.from_numpy(uniform).to(self.device)

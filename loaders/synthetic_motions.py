@@ -48,14 +48,14 @@ class SyntheticMotions(SyntheticClips):
 
     def next_batch_with_labels(self) -> tuple[Tensor, Tensor]:
         """The next clips, uint8 (N, T, H, W, 3), and their labels, int64 (N,), on the device."""
-        draws = self._draws(self.position * self.batch_size)
+        draws = self._draws()
         # The last number, which neither scenery nor objects use.
         labels = torch.floor(draws[:, -1] * len(CLASSES)).long()
         return self.next_batch(), labels
 
     def next_batch_with_masks(self) -> tuple[Tensor, Tensor]:
         """The next clips and the cover of their objects, fp32 (N, T, H, W) in [0, 1]."""
-        draws = self._draws(self.position * self.batch_size)
+        draws = self._draws()
         self.position += 1
         scenery, movers = draws.split([3 + 6 * WAVES, DRAWS - (3 + 6 * WAVES)], dim=1)
         labels = torch.floor(draws[:, -1] * len(CLASSES)).long()

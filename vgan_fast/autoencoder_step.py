@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.graph import CudaGraph, Graph
 from vgan_fast.mixture import LatestCodes
 from vgan_fast.networks import build_encoder, build_generator
@@ -24,16 +25,23 @@ class AutoencoderStep(Watching, Step):
     Args:
         settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
         make_graph: what captures the step on a device.
+        ranks: the processes that share each batch.
     """
 
-    def __init__(self, settings: Settings, make_graph: Callable[[torch.device], Graph] = CudaGraph):
+    def __init__(
+        self,
+        settings: Settings,
+        make_graph: Callable[[torch.device], Graph] = CudaGraph,
+        ranks: Ranks = ALONE,
+    ):
         device = torch.device(settings.device)
         torch.manual_seed(settings.seed)
         self.encoder = build_encoder(settings).to(device)
         self.generator = build_generator(settings).to(device)
         self.codes = LatestCodes(settings.latent).to(device)
         networks = {"encoder": self.encoder, "generator": self.generator}
-        super().__init__(settings, networks, dict.fromkeys(networks, settings.lr), make_graph)
+        rates = dict.fromkeys(networks, settings.lr)
+        super().__init__(settings, networks, rates, make_graph, ranks)
 
     def _train(self, frames: Tensor) -> dict[str, Tensor]:
         """See `Step.__call__`: `error`, the mean squared error, and `mask`, the mask's mean."""
@@ -46,9 +54,9 @@ class AutoencoderStep(Watching, Step):
             optimizer.zero_grad()
         self.scaler.scale(error).backward()
         for optimizer in self.optimizers.values():
-            self.scaler.step(optimizer)
+            self._descend(optimizer)
         self.scaler.update()
-        self.codes.add(codes.detach())
+        self.codes.add(self.ranks.gather(codes))
         return {"error": error.detach(), "mask": mask_mean.detach()}
 
     @property

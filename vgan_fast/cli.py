@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import sys
 import threading
 import typing
@@ -19,6 +20,7 @@ class _InOneLine:
     def main(self, *args, **kwargs):
         """Run; see `click.Command.main`."""
         threading.excepthook = _unless_reported
+        first = os.environ.get("RANK", "0") == "0"  # torchrun gives all its processes the same
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # File names need not be valid UTF-8.
                 stream.reconfigure(errors="backslashreplace")
@@ -28,10 +30,12 @@ class _InOneLine:
             print(f"error: {error}", file=sys.stderr)
             status = 2
         except click.ClickException as error:
-            print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
+            if first:
+                print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             status = 2
         except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
-            print("error: interrupted", file=sys.stderr)
+            if first:
+                print("error: interrupted", file=sys.stderr)
             status = 130
         except (MemoryError, RuntimeError) as error:
             # PyTorch's CPU allocator raises a plain RuntimeError.
@@ -45,7 +49,28 @@ class _InOneLine:
 
 
 class Program(_InOneLine, click.Command):
-    """A command that reports bad input or lack of memory as one line on stderr, with status 2."""
+    """A command that reports bad input or lack of memory as one line on stderr, with status 2.
+
+    Of the processes that torchrun starts only the first says what is wrong with the options.
+
+    Attributes:
+        shared: whether those processes share the work (`distributed.joined`).
+    """
+
+    shared = False
+
+    def invoke(self, ctx: click.Context):
+        """Run; see `click.Command.invoke`."""
+        many = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if many and not self.shared:
+            raise click.UsageError("this program runs as one process; start it without torchrun")
+        return super().invoke(ctx)
+
+
+class SharedProgram(Program):
+    """A program whose work the processes that torchrun starts share."""
+
+    shared = True
 
 
 class Programs(_InOneLine, click.Group):

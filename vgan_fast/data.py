@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.settings import SYNTHETIC, Settings
 from vgan_fast.trainer import ClipSource
 
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def open_data(
-    settings: Settings, run: Path, position: int = 0, batch_size: int | None = None
+    settings: Settings,
+    run: Path,
+    position: int = 0,
+    batch_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> ClipSource:
     """The loader of `settings.data`, after `position` batches.
 
@@ -24,7 +29,9 @@ def open_data(
         run: folder of the run; decoded videos go into its `frames` unless `settings.decoded` says
             otherwise.
         position: number of batches to pass over.
-        batch_size: clips in a batch, where not those of the settings.
+        batch_size: clips in a batch of this process, where not its share of the settings'.
+        ranks: the processes that share each batch, one's clips after another's. Process 0 decodes
+            videos, the others wait for it.
 
     Raises:
         UserError: when the data cannot be used.
@@ -32,27 +39,30 @@ def open_data(
     common = {
         "frames": settings.frames,
         "size": settings.size,
-        "batch_size": batch_size or settings.batch_size,
+        "batch_size": batch_size or ranks.share(settings),
         "seed": settings.seed,
         "device": torch.device(settings.device),
         "position": position,
+        "rank": ranks.number,
+        "ranks": ranks.count,
     }
     if settings.data in SYNTHETIC:
         return synthetic_source(settings.data)(**common)
     from vgan_fast.loaders.clips import open_clips
 
-    return open_clips(
-        Path(settings.data),
-        decoded=_decoded(settings, run),
-        min_frames=settings.min_frames,
-        fps=settings.fps,
-        stride=settings.stride,
-        start=settings.start,
-        augmentation=settings.augmentation,
-        cache=settings.cache,
-        workers=settings.workers,
-        **common,
-    )
+    with ranks.first_before_others("data"):
+        return open_clips(
+            Path(settings.data),
+            decoded=_decoded(settings, run),
+            min_frames=settings.min_frames,
+            fps=settings.fps,
+            stride=settings.stride,
+            start=settings.start,
+            augmentation=settings.augmentation,
+            cache=settings.cache,
+            workers=settings.workers or ranks.workers,
+            **common,
+        )
 
 
 def synthetic_source(name: str) -> "type[SyntheticClips]":

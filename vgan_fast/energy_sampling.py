@@ -23,6 +23,7 @@ class ChainSampler:
         device: where to compute; the process is configured for it (`vgan_fast.device.configure`).
 
     Attributes:
+        at_once: clips made at a time, one of each chain.
         checkpoint: the folder that weights and chains are from.
         settings: of the run, for the device.
 
@@ -47,12 +48,21 @@ class ChainSampler:
         network.depth = int(self._chains.depth)
         self._chains.to(device)
         self._scored = network.to(device).frozen()
+        self.at_once = stored.chains
 
-    def batches(self, count: int, seed: int, steps: int) -> Iterator[dict[str, Tensor]]:
+    def batches(
+        self, count: int, seed: int, steps: int, numbers: range | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         """Clips, as many as there are chains at a time: "video", (N, 3, T, H, W) in [-1, 1].
 
         Each of them is a chain after `steps` Langevin steps from where training left it, with noise
         of its own; clips from one chain grow apart with the steps.
+
+        Args:
+            count: of all clips.
+            seed: of the noise.
+            steps: of each chain.
+            numbers: of the batches that are wanted, all where absent.
         """
         sampler = replace(
             sampler_of(self.settings, float(self._chains.mean)),
@@ -68,10 +78,11 @@ class ChainSampler:
         replayed = some
         if moment.device.type == "cuda":
             replayed = Replayed(some, CudaGraph(moment.device))
-        for first in range(0, count, len(self._chains.clips)):
+        for number in range(-(-count // self.at_once)) if numbers is None else numbers:
+            moment.fill_(number * steps)
             clips = self._chains.clips
             for _ in range(steps // at_once):
                 clips = replayed(clips)["clips"]
             if steps % at_once:
                 clips = some(clips, steps % at_once)["clips"]
-            yield {"video": shown(clips[: count - first], self._chains.mean)}
+            yield {"video": shown(clips[: count - number * self.at_once], self._chains.mean)}

@@ -5,20 +5,23 @@ import platform
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vgan_fast.cli import Program, RunPath
+from vgan_fast.cli import RunPath, SharedProgram
 from vgan_fast.errors import UserError
 from vgan_fast.settings import PRESETS, SYNTHETIC, UNKNOWN_DATA, Settings
 
 # PyTorch is imported where it is used: processes that decode videos run this file's top once more.
+if TYPE_CHECKING:
+    from vgan_fast.distributed import Ranks
 
 SHOWN = 4  # clips of each model in the animation; half of them in the strip
 SHOWN_PAIRS = 6  # samples beside their nearest training clips
 
 
-@click.command(cls=Program)
+@click.command(cls=SharedProgram)
 @click.argument("runs", nargs=-1, type=RunPath(file_okay=True))
 @click.option(
     "--compare",
@@ -128,7 +131,10 @@ def main(runs: tuple[Path, ...], compare: Path | None, out: Path | None, **given
         if len(stored) < len(runs):
             raise UserError(f"{stored[0]}: is a file; give folders of runs, or stored results only")
         return _print_stored(stored)
-    return _evaluate(list(runs), compare, out, **given)
+    from vgan_fast.distributed import joined
+
+    with joined() as ranks:
+        return _evaluate(ranks, list(runs), compare, out, **given)
 
 
 def _print_stored(files: list[Path]) -> int:
@@ -140,6 +146,7 @@ def _print_stored(files: list[Path]) -> int:
 
 
 def _evaluate(
+    ranks: "Ranks",
     runs: list[Path],
     compare: Path | None,
     out: Path | None,
@@ -163,6 +170,7 @@ def _evaluate(
     import torch
 
     from vgan_fast.device import default_preset, find_device
+    from vgan_fast.distributed import ALONE
     from vgan_fast.evaluation.measure import REAL, Evaluation
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
@@ -170,7 +178,10 @@ def _evaluate(
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
+    if compare is not None and ranks is not ALONE:
+        raise UserError("--compare: trains; train its runs first and give them, or leave torchrun")
     place = find_device(device)
+    ranks.use_device(place.type)
     if sum(o is not None for o in (detector, detector_run, detector_file)) > 1:
         raise UserError("--detector, --detector-run and --detector-file: give one of them")
     if detector_file is None and (trust is not None or detector_size is not None):
@@ -240,8 +251,9 @@ def _evaluate(
         first, data=data or first.data, decoded=str(folder), device=place.type
     )
     split = split or choose_split(settings.data)
-    real = RealClips(settings, split, folder)
-    training = real if split == "train" else RealClips(settings, "train", folder)
+    with ranks.first_before_others("real"):  # which decodes them
+        real = RealClips(settings, split, folder)
+        training = real if split == "train" else RealClips(settings, "train", folder)
     evaluation = Evaluation(
         real,
         training,
@@ -252,7 +264,11 @@ def _evaluate(
         training_count=training_clips,
         seed=seed,
         resamples=resamples,
+        ranks=ranks,
     )
+    seen = {name: evaluation.look_at(sampler) for name, sampler in samplers.items()}
+    if not ranks.first:
+        return 0
     if evaluation.shortened:
         print(f"only {real.count} real clips: sets of {evaluation.protocol.count}, not {count}")
     if evaluation.protocol.count < evaluation.protocol.dimensions:
@@ -261,7 +277,6 @@ def _evaluate(
             f"{evaluation.protocol.dimensions} features: Fréchet distances are too large, by "
             "about what the floor shows"
         )
-    seen = {name: evaluation.look_at(sampler) for name, sampler in samplers.items()}
     made_by = {
         "command": shlex.join(["python", "-m", "vgan_fast.evaluate", *sys.argv[1:]]),
         "torch": torch.__version__,

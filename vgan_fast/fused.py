@@ -37,6 +37,7 @@ from vgan_fast.kernels.norm import (
     track_statistics,
 )
 from vgan_fast.shape import ClipShape
+from vgan_fast.synchronised import SynchronisedNorm, merged
 
 LEAK = 0.2  # slope of the discriminator's activations
 
@@ -326,7 +327,9 @@ class _Pass:
             norms, convolutions, [*convolutions[1:], None], strict=True
         ):
             activated = None
-            if statistics is None:
+            if isinstance(norm, SynchronisedNorm):
+                statistics = self._merged(norm, y, statistics)
+            elif statistics is None:
                 # Between layers `norm_convolve` has its gradients.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and behind is None):
                     activated, *statistics = batch_norm_act(
@@ -347,6 +350,7 @@ class _Pass:
                 up=up,
                 eps=norm.eps,
                 statistics=not few,
+                shared=isinstance(norm, SynchronisedNorm),
                 **options,
             )
             statistics = None if few else statistics
@@ -396,9 +400,19 @@ class _Pass:
         if not _takes_batch(norm):
             running = norm.running_mean[None], norm.running_var[None]
             return self._norm_act(x, running, norm, False, slope)
-        statistics = batch_statistics(x, self.groups, impl=self.impl)
+        statistics = self._merged(norm, x)
         self._passed(norm, before, x, statistics)
         return self._norm_act(x, statistics, norm, True, slope)
+
+    def _merged(
+        self, norm: nn.Module, x: Tensor, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Statistics of x, of all processes' rows where the norm is synchronised.
+
+        `statistics` are those of this process's rows, where at hand.
+        """
+        own = statistics or batch_statistics(x, self.groups, impl=self.impl)
+        return merged(*own, norm.ranks) if isinstance(norm, SynchronisedNorm) else own
 
     def _norm_act(
         self,
@@ -410,7 +424,8 @@ class _Pass:
     ) -> Tensor:
         parameters = norm.weight, norm.bias
         options = {"from_batch": from_batch, "eps": norm.eps, "slope": slope, "impl": self.impl}
-        return norm_act(x, *statistics, *parameters, **options)
+        shared = from_batch and isinstance(norm, SynchronisedNorm)
+        return norm_act(x, *statistics, *parameters, shared=shared, **options)
 
     def _passed(
         self, norm: nn.Module, before: nn.Module, x: Tensor, statistics: tuple[Tensor, Tensor]
@@ -418,6 +433,8 @@ class _Pass:
         """Remember the batch's statistics of x, which lacks the bias of the layer before."""
         if norm.training and norm.track_running_stats:
             rows = x.numel() // statistics[0].numel()
+            if isinstance(norm, SynchronisedNorm):
+                rows *= norm.ranks.count
             self._tracked.append((norm, *statistics, before.bias, rows))
 
 

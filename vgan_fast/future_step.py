@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.gan_step import GANStep
 from vgan_fast.graph import CudaGraph, Graph
 from vgan_fast.sampling import sample_streams
@@ -22,13 +23,18 @@ class FutureStep(Watching, GANStep):
 
     Args:
         settings: as of `GANStep`.
-        make_graph: as of `GANStep`.
+        make_graph, ranks: as of `GANStep`.
     """
 
-    def __init__(self, settings: Settings, make_graph: Callable[[torch.device], Graph] = CudaGraph):
+    def __init__(
+        self,
+        settings: Settings,
+        make_graph: Callable[[torch.device], Graph] = CudaGraph,
+        ranks: Ranks = ALONE,
+    ):
         device = torch.device(settings.device)
         self._reconstruction_weight = torch.tensor(settings.reconstruction_weight, device=device)
-        super().__init__(settings, make_graph)
+        super().__init__(settings, make_graph, ranks)
 
     def sample(self, count: int) -> dict[str, Tensor]:
         """Clips of the first batch ("real"), and what the generator makes of their beginnings."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.graph import CudaGraph, Graph
 from vgan_fast.losses import discriminator_loss, generator_loss
 from vgan_fast.networks import build_discriminator, build_generator, kernels_of
@@ -32,9 +33,15 @@ class GANStep(Step):
     Args:
         settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
         make_graph: what captures the step on a device.
+        ranks: the processes that share each batch.
     """
 
-    def __init__(self, settings: Settings, make_graph: Callable[[torch.device], Graph] = CudaGraph):
+    def __init__(
+        self,
+        settings: Settings,
+        make_graph: Callable[[torch.device], Graph] = CudaGraph,
+        ranks: Ranks = ALONE,
+    ):
         device = torch.device(settings.device)
         self.impl = kernels_of(settings)
         self.fused = self.impl is not None
@@ -54,6 +61,7 @@ class GANStep(Step):
                 "discriminator": settings.lr if settings.lr_d is None else settings.lr_d,
             },
             make_graph,
+            ranks,
         )
 
     def _train(self, frames: Tensor) -> dict[str, Tensor]:
@@ -127,8 +135,9 @@ class GANStep(Step):
         return d, g
 
     def latents(self, count: int) -> Tensor:
-        """Draw codes from N(0, 1): (count, latent) fp32."""
-        return torch.randn(count, self.settings.latent, generator=self.random, device=self.device)
+        """Draw codes from N(0, 1), for each process its rows of all: (count, latent) fp32."""
+        shape = count * self.ranks.count, self.settings.latent
+        return self.ranks.own(torch.randn(shape, generator=self.random, device=self.device))
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -9,9 +9,10 @@ import numpy as np
 from click.core import ParameterSource
 
 from vgan_fast.checkpoint import open_weights
-from vgan_fast.cli import Program, RunPath
+from vgan_fast.cli import RunPath, SharedProgram
 from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
+from vgan_fast.distributed import Ranks, joined
 from vgan_fast.energy_sampling import ChainSampler
 from vgan_fast.errors import UserError
 from vgan_fast.files import written_whole
@@ -26,7 +27,7 @@ from vgan_fast.sampling import Sampler
 STEPS = 200  # of an energy model's chains
 
 
-@click.command(cls=Program)
+@click.command(cls=SharedProgram)
 @click.argument("run", type=RunPath())
 @output_options("samples.gif", of="clip")
 @click.option(
@@ -74,30 +75,47 @@ def main(
     """Make clips with the generator or the energy model in RUN.
 
     RUN is a run of vgan_fast.train, one of its checkpoints, a .t7 file of videogan, or a generator
-    in the layout of Hugging Face.
+    in the layout of Hugging Face. Under torchrun each process makes its part of the same clips: one
+    picture is written by the first, a folder's files by the one that made them.
     """
-    if export is not None:
-        given = [p.opts[0] for p in context.command.params if _is_given(context, p.name)]
-        return _export(run, out, export, set(given) - {"run", "--out", "--export"})
+    with joined() as ranks:
+        if export is not None and ranks.first:
+            given = [p.opts[0] for p in context.command.params if _is_given(context, p.name)]
+            return _export(run, out, export, set(given) - {"run", "--out", "--export"})
+        if export is not None:
+            return 0
+        return _generate(
+            ranks, run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device
+        )
+
+
+def _generate(
+    ranks: Ranks, run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device
+) -> int:
     whole = is_whole(out)
     if whole and count > WHOLE:
         raise UserError(f"--count {count}: one picture holds up to {WHOLE}; name a folder in --out")
     place = find_device(device)
+    ranks.use_device(place.type)
     if open_weights(run)[1].model == "stgconvnet":
         if streams or to_seed is not None:
             option = "--streams" if streams else "--to-seed"
             raise UserError(f"{option}: the model in {run} has no generator, but chains")
         sampler = ChainSampler(run, place)
-        batches = sampler.batches(count, seed, langevin_steps or STEPS)
+        own = ranks.part(-(-count // sampler.at_once))
+        batches = sampler.batches(count, seed, langevin_steps or STEPS, own)
     else:
         if langevin_steps is not None:
             raise UserError(f"--langevin-steps: the model in {run} is no energy model")
         sampler = Sampler(run, place)
         if streams and sampler.settings.model == "one-stream":
             raise UserError(f"--streams: the generator in {run} has one stream only")
-        batches = sampler.batches(sampler.codes(count, seed, to_seed), streams)
+        own = ranks.part(-(-count // sampler.at_once))
+        codes = sampler.codes(count, seed, to_seed)
+        codes = codes[own.start * sampler.at_once : own.stop * sampler.at_once]
+        batches = sampler.batches(codes, streams)
 
-    made, first = [], 0
+    made, first = [], own.start * sampler.at_once
     for clips in batches:
         # Streams of a clip lie side by side: one wide clip.
         frames = np.concatenate([as_frames(clip) for clip in clips.values()], axis=3)
@@ -108,6 +126,9 @@ def main(
                 picture = film_strip(clip[None]) if each == "png" else animated_grid(clip[None])
                 write_picture(out / f"clip-{i:06d}.{each}", picture, fps)
             first += len(frames)
+    made = ranks.together(made)  # Also where each has written its own: all of them are there then.
+    if not ranks.first:
+        return 0
     if whole:
         frames = np.concatenate(made)
         write_picture(

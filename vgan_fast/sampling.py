@@ -31,6 +31,7 @@ class Sampler:
         device: where to compute; the process is configured for it (`vgan_fast.device.configure`).
 
     Attributes:
+        at_once: clips made at a time.
         checkpoint: the folder that the weights are from.
         settings: of the run.
         generator: in evaluation mode.
@@ -38,6 +39,8 @@ class Sampler:
     Raises:
         UserError: when there is no whole checkpoint, or it holds no generator.
     """
+
+    at_once = BATCH
 
     def __init__(self, run: Path, device: torch.device):
         self.checkpoint, self.settings = open_weights(run)
@@ -100,7 +103,7 @@ def sample_batches(
     """
     sample = partial(sample_streams, generator, streams=streams)
     sample_full = Replayed(sample, graph) if graph else sample
-    for batch in latents.split(BATCH):
+    for batch in latents.split(BATCH) if len(latents) else ():
         yield sample_full(batch) if len(batch) == BATCH else sample(batch)
 
 

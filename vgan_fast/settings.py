@@ -128,7 +128,9 @@ class Settings:
         None, "folder of decoded videos; runs may share one  [default: OUT/frames]"
     )
     workers: int | None = _option(
-        None, "decoding processes, and threads that prepare batches  [default: one a CPU]"
+        None,
+        "decoding processes, and threads that prepare batches, of each process of torchrun  "
+        "[default: one a CPU in all]",
     )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where to train")
     backend: Literal["auto", "fused", "library", "reference"] = _option(
@@ -141,6 +143,10 @@ class Settings:
         "auto",
         "activations and products (tf32: products only; fp16: scaled gradients); statistics, "
         "losses and weights are always fp32",
+    )
+    batch_norm: Literal["local", "synchronised"] = _option(
+        "local",
+        "statistics under torchrun: of each process's own clips, or of the whole batch",
     )
     graph: bool | None = _option(
         None,
@@ -209,6 +215,8 @@ class Settings:
             raise UserError("--schedule original needs --backend reference")
         if self.schedule == "original" and self.precision in ("bf16", "fp16"):
             raise UserError("--schedule original is for fp32 tensors: use --precision fp32 or tf32")
+        if self.schedule == "original" and self.batch_norm == "synchronised":
+            raise UserError("--schedule original needs --batch-norm local")
         if self.backend == "fused" and self.precision == "fp16":
             raise UserError(
                 "--precision fp16: not with --backend fused; use --backend auto or --precision bf16"

@@ -6,9 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.graph import CudaGraph, Graph, Replayed
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.settings import Settings
+from vgan_fast.synchronised import synchronise_norms
 
 WATCHED = 16  # clips kept for pictures
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,6 +29,7 @@ class Step(abc.ABC):
         networks: those to train, by name, on the device.
         rates: the learning rate of each.
         make_graph: what captures the step on a device.
+        ranks: the processes that share each batch; networks begin as those of process 0.
 
     Attributes:
         remedy: what to do where losses or weights are no longer finite.
@@ -42,7 +45,12 @@ class Step(abc.ABC):
         networks: dict[str, nn.Module],
         rates: dict[str, float],
         make_graph: Callable[[torch.device], Graph] = CudaGraph,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
+        if settings.batch_norm == "synchronised" and ranks is not ALONE:
+            for network in networks.values():
+                synchronise_norms(network, ranks)
         self.settings, self.device = settings, torch.device(settings.device)
         self.plain = settings.backend == "reference"
         self.optimizers = {
@@ -59,11 +67,11 @@ class Step(abc.ABC):
         """Train on one batch.
 
         Args:
-            batch: what the task trains on, on the step's device; first of all frames
-                (N, T, H, W, 3) uint8.
+            batch: this process's share of what the task trains on, on the step's device; first of
+                all frames (N, T, H, W, 3) uint8.
 
         Returns:
-            Scalars fp32 on the device, overwritten by the next call.
+            Scalars fp32 on the device, of this share; overwritten by the next call.
         """
         return self._run(*batch)
 
@@ -120,6 +128,12 @@ class Step(abc.ABC):
         # Frees the gradients: those that a capture makes are the graph's, in memory of its own.
         optimizer.zero_grad()
         torch.autograd.backward(terms, [self.scaler.scale(weight) for weight in weights])
+        self._descend(optimizer)
+
+    def _descend(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step down the mean of all processes' gradients."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.ranks.average([p.grad for p in parameters if p.grad is not None])
         self.scaler.step(optimizer)
 
     def _autocast(self):
@@ -148,7 +162,7 @@ class Watching:
     def __call__(self, *batch: Tensor) -> dict[str, Tensor]:
         """See `Step.__call__`."""
         if self._watched is None:
-            self._watched = batch[0][:WATCHED].clone()
+            self._watched = self.ranks.gather(batch[0][:WATCHED])[:WATCHED].clone()
         return super().__call__(*batch)
 
     def state_dict(self) -> dict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vgan_fast.cli import Program, options_of
+from vgan_fast.cli import SharedProgram, options_of
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained
 from vgan_fast.settings import PRESETS, Settings
@@ -16,6 +16,7 @@ from vgan_fast.settings import PRESETS, Settings
 # PyTorch and DALI are imported where they are used: processes that decode videos run this file's
 # top once more, and --help should not wait.
 if TYPE_CHECKING:
+    from vgan_fast.distributed import Ranks
     from vgan_fast.step import Step
     from vgan_fast.trainer import ClipSource
 
@@ -28,7 +29,7 @@ CHANGEABLE = {
 PROFILED = 5  # steps in the trace of --profile, after as many of warm-up
 
 
-@click.command(cls=Program)
+@click.command(cls=SharedProgram)
 @options_of(Settings, PRESETS)
 @click.option(
     "--preset",
@@ -65,11 +66,12 @@ def main(
     dry_run: bool,
     **given,
 ) -> int:
-    """Train a video model on a folder of clips, or with no argument on synthetic ones."""
-    from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
-    from vgan_fast.data import describe_data, open_data
-    from vgan_fast.device import configure, default_preset, resolved
-    from vgan_fast.trainer import train
+    """Train a video model on a folder of clips, or with no argument on synthetic ones.
+
+    torchrun --nproc-per-node N -m vgan_fast.train shares each batch between N devices. With
+    --max-restarts a run whose process died goes on from its last checkpoint.
+    """
+    from vgan_fast.distributed import joined
 
     given = {name: value for name, value in given.items() if value is not None}
     if history:
@@ -77,74 +79,117 @@ def main(
             raise UserError("--history: goes with --out alone; leave the other options out")
         _draw_history(_run_of(out, "--history"))
         return 0
-    checkpoint = None
-    if resume:
-        if preset:
-            raise UserError("--preset: a resumed run keeps its settings; leave the option out")
-        out = _run_of(out, "--resume")
-        checkpoint = find_checkpoint(out)
+    with joined() as ranks:
+        return _train(ranks, preset, out, resume, profile, dry_run, given)
+
+
+def _train(
+    ranks: "Ranks",
+    preset: str | None,
+    out: Path | None,
+    resume: bool,
+    profile: bool,
+    dry_run: bool,
+    given: dict,
+) -> int:
+    from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
+    from vgan_fast.data import describe_data, open_data
+    from vgan_fast.device import configure, default_preset, resolved
+    from vgan_fast.restart import begun_before, newest_whole, note_job
+    from vgan_fast.trainer import train
+
+    if resume and preset:
+        raise UserError("--preset: a resumed run keeps its settings; leave the option out")
+    say = print if ranks.first else _say_nothing
+    noted = ranks.decided("begun", lambda: str(begun_before(out) or ""))
+    begun = Path(noted) if noted else None
+
+    def beginning() -> str:
+        if begun is not None:
+            return str(newest_whole(begun) or "")
+        return str(find_checkpoint(_run_of(out, "--resume"))) if resume else ""
+
+    checkpoint = Path(found) if (found := ranks.decided("checkpoint", beginning)) else None
+    if checkpoint is not None:
+        out = checkpoint.parent.parent
         given = {k: value for k, value in given.items() if value != "auto" or k in CHANGEABLE}
         settings = resolved(_resumed(Settings.load(checkpoint / "settings.json"), given))
     else:
         preset = preset or default_preset(given.get("device", "auto"))
         settings = resolved(Settings.chosen(preset, given))
-        out = out or _free_run(settings)
+        out = Path(ranks.decided("out", lambda: str(begun or out or _free_run(settings))))
         if list_checkpoints(out):
             raise UserError(f"{out}: already holds a run; add --resume or choose another --out")
     if out.resolve() == Path(settings.data).resolve():
         raise UserError(f"--out {out}: holds the data; choose another folder")
+    ranks.share(settings)  # What cannot be shared is better said before networks are built.
+    ranks.use_device(settings.device)
     configure(settings)
+    data_described = describe_data(settings, out)  # And so are data that are not there.
+    step = build_step(settings, ranks)
     if dry_run:
-        print(_described(settings, build_step(settings)), describe_data(settings, out), sep="\n")
+        say(_described(settings, step), data_described, sep="\n")
         return 0
-    describe_data(settings, out)  # Data that is not there is better said before networks are built.
-    step = build_step(settings)
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
+    if finished >= settings.steps and begun is not None:
+        say(f"{out}: had all its {finished} steps when a process of it died")
+        return 0
+    if begun is not None:
+        say(f"a process died: going on from {checkpoint or 'the start'}")
     if finished >= settings.steps:
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
-    with contextlib.closing(open_data(settings, out, position)) as clips:
+    with contextlib.closing(open_data(settings, out, position, ranks=ranks)) as clips:
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
-        print(_described(settings, step), clips.summary, f"writing to {out}", sep="\n")
+            if ranks.first:
+                note_job(out)
+        say(_described(settings, step), clips.summary, f"writing to {out}", sep="\n")
         for file, reason in clips.skipped.items():
-            print(f"skipped {file}: {reason}")
+            say(f"skipped {file}: {reason}")
         if data not in (None, clips.fingerprint):
-            print(
-                "the files are not those of the checkpoint: their clips may come in another order"
-            )
+            say("the files are not those of the checkpoint: their clips may come in another order")
         sys.stdout.flush()
         if profile:
-            _profile(step, clips, out)
+            _profile(step, clips, out, ranks)
             return 0
-        stopped = train(step, clips, settings, out, finished)
+        stopped = train(step, clips, settings, out, finished, ranks)
     if stopped:
-        print(f"stopped and saved; continue with: python -m vgan_fast.train --resume --out {out}")
+        say(f"stopped and saved; continue with: python -m vgan_fast.train --resume --out {out}")
         return 128 + stopped
-    print(f"done: samples in {out / 'pictures'}")
+    say(f"done: samples in {out / 'pictures'}")
     if settings.model == "future":
-        print(
+        say(
             f"more: python -m vgan_fast.predict --checkpoint {out} --image IMAGES --out futures.gif"
         )
     else:
         streams = "" if settings.model in ("one-stream", "stgconvnet") else " --streams"
-        print(f"more: python -m vgan_fast.generate {out} --out samples.gif{streams}")
+        say(f"more: python -m vgan_fast.generate {out} --out samples.gif{streams}")
     return 0
 
 
-def build_step(settings: Settings) -> "Step":
+def build_step(settings: Settings, ranks: "Ranks | None" = None) -> "Step":
     """The training step of the model that the settings name.
 
     Args:
         settings: with device, precision and graph resolved (`vgan_fast.device.resolved`).
+        ranks: the processes that share each batch, this one alone where absent; the weights are
+            those of process 0.
     """
     from vgan_fast.autoencoder_step import AutoencoderStep
+    from vgan_fast.distributed import ALONE
     from vgan_fast.energy_step import EnergyStep
     from vgan_fast.future_step import FutureStep
     from vgan_fast.gan_step import GANStep
 
-    of = {"future": FutureStep, "autoencoder": AutoencoderStep, "stgconvnet": EnergyStep}
-    return of.get(settings.model, GANStep)(settings)
+    if settings.model == "stgconvnet":
+        return EnergyStep(settings)
+    ranks = ranks or ALONE
+    of = {"future": FutureStep, "autoencoder": AutoencoderStep}
+    step = of.get(settings.model, GANStep)(settings, ranks=ranks)
+    # Machines of other kinds may draw others of the same seed.
+    ranks.spread([v for network in step.networks.values() for v in network.state_dict().values()])
+    return step
 
 
 def restore(step: "Step", checkpoint: Path) -> tuple[int, int, str]:
@@ -213,7 +258,11 @@ def _described(settings: Settings, step: "Step") -> str:
     return f"{shown}\n{sizes}"
 
 
-def _profile(step: "Step", clips: "ClipSource", out: Path) -> None:
+def _say_nothing(*_: object, sep: str = "") -> None:
+    """What processes other than the first print."""
+
+
+def _profile(step: "Step", clips: "ClipSource", out: Path, ranks: "Ranks") -> None:
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -224,6 +273,8 @@ def _profile(step: "Step", clips: "ClipSource", out: Path) -> None:
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(PROFILED):
             step(clips.next_batch())
+    if not ranks.first:
+        return
     with explained(out):
         profile.export_chrome_trace(str(out / "trace.json"))
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))

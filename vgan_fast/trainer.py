@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from vgan_fast.checkpoint import save_checkpoint
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained
 from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write_picture
@@ -61,11 +62,13 @@ def train(
     settings: Settings,
     run: Path,
     finished: int = 0,
+    ranks: Ranks = ALONE,
 ) -> int | None:
     """Run steps `finished` + 1 to `settings.steps`.
 
     Writes into `run`: `checkpoints/`, `pictures/` (film strip PNG and GIF of the streams) and
-    TensorBoard's event file. Ctrl-C and SIGTERM end the loop after the step at hand.
+    TensorBoard's event file. Ctrl-C and SIGTERM end the loop after the step at hand, in all
+    processes after the same one.
 
     Args:
         step: the task.
@@ -73,6 +76,7 @@ def train(
         settings: steps, and how often to save and to sample.
         run: folder of the run.
         finished: steps done before.
+        ranks: the processes that share each batch; the first one writes and shows progress.
 
     Returns:
         The signal that ended the loop early, None when all steps were done. Either way the last
@@ -82,11 +86,20 @@ def train(
         UserError: when a loss is no longer finite or an output cannot be written.
     """
     pace = _Pace(finished)
-    bar = tqdm(total=settings.steps, initial=finished, unit="step", dynamic_ncols=True)
-    with bar, _Signals() as signals, _event_writer(run, finished) as writer:
+    bar = tqdm(
+        total=settings.steps,
+        initial=finished,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not ranks.first,
+    )
+    events = _event_writer(run, finished) if ranks.first else contextlib.nullcontext()
+    with bar, _Signals() as signals, events as writer:
 
         def save(done: int) -> None:
             _refuse_broken_weights(step, done)
+            if not ranks.first:
+                return
             state = {
                 "task": step.state_dict(),
                 "position": clips.position,
@@ -95,6 +108,8 @@ def train(
             save_checkpoint(run, done, step.networks, state, settings)
 
         def picture(done: int) -> None:
+            if not ranks.first:
+                return
             streams = step.sample(ROWS)
             animation = stream_rows(streams, ROWS)
             write_picture(run / "pictures" / f"step-{done:08d}.gif", animation)
@@ -103,20 +118,22 @@ def train(
             with explained(run):
                 _add_animation(writer, "samples", animation, done)
 
-        done = finished
-        while done < settings.steps and signals.caught is None:
+        done, caught = finished, 0
+        while done < settings.steps and not caught:
             losses = step(pace.fetch(clips))
             done += 1
             bar.update()
             if done % step.read_every == 0 or done == settings.steps:
+                means = ranks.means(losses)
                 with explained(run):
-                    _report(losses, pace, bar, writer, done, settings.batch_size, step.remedy)
+                    _report(means, pace, bar, writer, done, settings.batch_size, step.remedy)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 pace.pause(save, done)  # Before the picture, which may fail.
             if done % settings.sample_every == 0 or done == settings.steps:
                 pace.pause(picture, done)
+            caught = ranks.largest(signals.caught or 0)
         save(done)
-    return signals.caught
+    return caught or None
 
 
 @contextlib.contextmanager
@@ -165,7 +182,7 @@ def _report(
     losses: dict[str, Tensor],
     pace: _Pace,
     bar: tqdm,
-    writer: SummaryWriter,
+    writer: SummaryWriter | None,
     done: int,
     batch_size: int,
     remedy: str,
@@ -174,6 +191,8 @@ def _report(
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise UserError(f"the loss '{broken[0]}' is not finite at step {done}: {remedy}")
+    if writer is None:
+        return
     steps_per_second, wait = pace.read(done)
     rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
     bar.set_postfix_str(

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from .. import choice, dispatch
 from ..dispatch import Impl
-from ..norm.api import channels_last, check_norm, norm_act, norm_input_gradient, over_groups
+from ..norm.api import (
+    channels_last,
+    check_norm,
+    norm_act,
+    norm_input_gradient,
+    over_groups,
+    over_processes,
+)
 from . import reference
 from .weights import pack, pack_cells, unpack_cells
 
@@ -153,6 +160,7 @@ def norm_convolve(
     eps: float,
     slope: float,
     statistics: bool = True,
+    shared: bool = False,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Batch norm of x with its own statistics, (leaky) ReLU, convolution, new statistics.
@@ -167,6 +175,7 @@ def norm_convolve(
         eps: added to the variance.
         slope: of the ReLU.
         statistics: whether those of y are wanted; `batch_norm_act` of few rows makes its own.
+        shared: as of `norm_act`, for the statistics of x; those of y are of this process's rows.
 
     Returns:
         y, mean and variance as of `masked_convolve`; None for what is not wanted.
@@ -187,7 +196,8 @@ def norm_convolve(
     norm = mean, variance, gamma, beta
     packed = _packed(weight, packed, x, up)
     given = x, *norm, activated, weight, packed
-    y, mean, variance = _layer(*given, eps, slope, len(mean) if statistics else 0, up, impl)
+    groups = len(mean) if statistics else 0
+    y, mean, variance = _layer(*given, eps, slope, groups, up, impl, shared)
     return (y, mean.detach(), variance.detach()) if statistics else (y, None, None)
 
 
@@ -356,6 +366,7 @@ def _layer(
     groups: int,
     up: bool,
     impl: str,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolves `activated`; the rest is what its gradient goes through and belongs to.
 
@@ -368,7 +379,8 @@ def _layer(
 
 
 @_layer.register_fake
-def _(x, mean, variance, gamma, beta, activated, weight, packed, eps, slope, groups, up, impl):
+def _(x, mean, variance, gamma, beta, activated, weight, packed, *options):
+    _, _, groups, up, *_ = options
     y = _empty_result(activated, packed, up)
     y_mean = y.new_empty(groups, y.shape[1], dtype=torch.float32)
     return y, y_mean, torch.empty_like(y_mean)
@@ -404,7 +416,7 @@ def _convolve_backward(ctx, dz):
 
 
 def _save_layer(ctx, inputs, output):
-    *tensors, ctx.eps, ctx.slope, _, ctx.up, ctx.impl = inputs
+    *tensors, ctx.eps, ctx.slope, _, ctx.up, ctx.impl, ctx.shared = inputs
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
@@ -423,9 +435,10 @@ def _layer_backward(ctx, dy, *_):
         g, sums = _convolve_norm_backward(
             dy, packed, *norm, ctx.eps, ctx.slope, not ctx.up, ctx.impl
         )
-        dx = norm_input_gradient(g, *norm, sums, ctx.eps, ctx.slope, True, True, ctx.impl)
+        means = over_processes(sums, ctx.shared)
+        dx = norm_input_gradient(g, *norm, means, ctx.eps, ctx.slope, True, True, ctx.impl)
         dgamma, dbeta = over_groups(sums)
-    return dx, None, None, dgamma, dbeta, None, dweight, *[None] * 6
+    return dx, None, None, dgamma, dbeta, None, dweight, *[None] * 7
 
 
 _convolve.register_autograd(_convolve_backward, setup_context=_save_convolve)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .. import dispatch
@@ -47,6 +48,7 @@ def norm_act(
     bias: Tensor,
     *,
     from_batch: bool,
+    shared: bool = False,
     eps: float = 1e-5,
     slope: float = 0.0,
     impl: dispatch.Impl = "auto",
@@ -64,6 +66,8 @@ def norm_act(
         weight, bias: (C,) fp32.
         from_batch: whether they are the `batch_statistics` of x; then the gradient of x counts
             the way through them.
+        shared: whether they are of the batch of all processes of torch.distributed's group, each of
+            which has as many rows and calls this, and then goes backwards, in the same order.
         eps: added to the variance.
         slope: for negative z; 0 is ReLU.
         impl: see `dispatch.run`.
@@ -82,7 +86,7 @@ def norm_act(
     check_norm(x, mean, variance, weight, bias)
     x = x.contiguous(memory_format=channels_last(x))
     vectors = (vector.contiguous() for vector in (mean.detach(), variance.detach(), weight, bias))
-    return _norm_act(x, *vectors, from_batch, eps, slope, impl)
+    return _norm_act(x, *vectors, from_batch, eps, slope, impl, shared)
 
 
 def batch_norm_act(
@@ -246,12 +250,13 @@ def _norm_act(
     eps: float,
     slope: float,
     impl: str,
+    shared: bool = False,
 ) -> Tensor:
     return _run("norm_act", impl, x, mean, variance, weight, bias, eps, slope)
 
 
 @_norm_act.register_fake
-def _(x, mean, variance, weight, bias, from_batch, eps, slope, impl):
+def _(x, mean, variance, weight, bias, from_batch, eps, slope, impl, shared=False):
     return _like(x)
 
 
@@ -335,15 +340,18 @@ def _track(
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.from_batch, ctx.eps, ctx.slope, ctx.impl = inputs
+    *tensors, ctx.from_batch, ctx.eps, ctx.slope, ctx.impl, ctx.shared = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _gradients(ctx, dy):
     dy = dy.contiguous(memory_format=channels_last(dy))
     dx, sums = _backward(dy, *ctx.saved_tensors, ctx.eps, ctx.slope, ctx.from_batch, ctx.impl)
+    if ctx.shared:
+        given = *ctx.saved_tensors, over_processes(sums, True), ctx.eps, ctx.slope, True, False
+        dx = norm_input_gradient(dy, *given, ctx.impl)
     dweight, dbias = over_groups(sums)
-    return dx, None, None, dweight, dbias, None, None, None, None
+    return dx, None, None, dweight, dbias, None, None, None, None, None
 
 
 def _save_batch(ctx, inputs, output):
@@ -357,6 +365,18 @@ def _batch_gradients(ctx, dy, *_):
     dy = dy.contiguous(memory_format=channels_last(dy))
     dx, sums = _backward(dy, *ctx.saved_tensors, ctx.eps, ctx.slope, True, ctx.impl)
     return dx, *over_groups(sums), None, None, None, None
+
+
+def over_processes(sums: Tensor, shared: bool) -> Tensor:
+    """Means of the processes' sums over their rows where they share a batch, else the sums.
+
+    Over a process's rows they are then what the sums of all are over all rows.
+    """
+    if not shared:
+        return sums
+    means = sums.clone()
+    dist.all_reduce(means)
+    return means.div_(dist.get_world_size())
 
 
 def over_groups(sums: Tensor) -> Tensor:

@@ -273,6 +273,19 @@ def test_two_ranks_partition_an_epoch(tmp_path, cache):
     assert sorted(seen) == levels.tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_batches_of_two_ranks_are_halves_of_one(kinds, decoded, kind, cache):
+    """Random starts and augmentation included, and from the middle of an epoch."""
+    given = dict(cache=cache, position=1, augmentation=Augmentation(flip=True))
+    whole = torch.stack(batches(kinds[kind], decoded, 2, **given))
+    halves = [
+        torch.stack(batches(kinds[kind], decoded, 2, batch_size=2, rank=rank, ranks=2, **given))
+        for rank in range(2)
+    ]
+    assert torch.equal(torch.cat(halves, 1), whole)
+
+
 def test_labels_follow_the_clips(tmp_path):
     """Each class has a grey level of its own, and class 10 comes after class 9."""
     for name, level in (("9", 50), ("10", 90), ("walk", 130)):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from vgan_fast.loaders.synthetic import OBJECTS, SyntheticClips
+from vgan_fast.loaders.synthetic_motions import SyntheticMotions
 
 
 def source(**changes):
@@ -15,6 +16,18 @@ def test_a_clip_is_a_function_of_seed_and_index_alone():
     assert torch.equal(again.next_batch(), batch[4:6])
     assert again.position == 3
     assert not torch.equal(source(seed=6).next_batch(), batch[:4])
+
+
+@pytest.mark.parametrize("kind", [SyntheticClips, SyntheticMotions])
+def test_ranks_share_each_batch(kind):
+    given = {"frames": 4, "size": 16, "seed": 5}
+    whole = kind(batch_size=6, **given)
+    parts = [kind(batch_size=2, rank=rank, ranks=3, **given) for rank in range(3)]
+    for _ in range(3):
+        batch = whole.next_batch()
+        assert torch.equal(torch.cat([part.next_batch() for part in parts]), batch)
+    resumed = kind(batch_size=3, rank=1, ranks=2, position=3, **given)  # on fewer
+    assert torch.equal(resumed.next_batch(), whole.next_batch()[3:])
 
 
 def test_splits_share_no_clip():

@@ -1,5 +1,14 @@
 import pytest
 import torch
+from processes import Together
+
+
+@pytest.fixture(scope="session")
+def two():
+    """Two processes of one run, by gloo."""
+    processes = Together(2)
+    yield processes
+    processes.close()
 
 
 @pytest.fixture

@@ -319,6 +319,10 @@ def test_generated_clips_are_chains_taken_further(tmp_path):
     plain = dataclasses.replace(sampler_of(sampler.settings, float(chains.mean)), seed=8)
     expected = plain(sampler._scored, chains.clips, torch.tensor(0), 3).chains
     assert torch.equal(made["video"], shown(expected, chains.mean))
+    *_, third = (clips["video"] for clips in sampler.batches(5, 7, 3))
+    (alone,) = sampler.batches(5, 7, 3, range(2, 3))  # as another process makes it
+    assert torch.equal(alone["video"], third)
+    assert not list(sampler.batches(5, 7, 3, range(0)))
     for option in (["--streams"], ["--to-seed", "3"]):
         done = click.testing.CliRunner().invoke(generate.main, [str(run_of), *option])
         assert done.exit_code == 2

@@ -321,7 +321,7 @@ def test_the_data_s_folder_is_no_place_for_a_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, click.Abort])
 def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch, capsys, error):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise error
 
     monkeypatch.setattr("vgan_fast.gan_step.GANStep.__init__", interrupted)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.evaluation.detectors import Detector
 from vgan_fast.evaluation.metrics import flicker, mask_auc, motion_energy
 
@@ -38,32 +39,45 @@ class Seen:
         return self.shown[numbers] / 127.5 - 1
 
 
-def look(batches: Iterable[dict[str, Tensor]], detector: Detector, shown: int = 8) -> Seen:
+def look(
+    batches: Iterable[dict[str, Tensor]],
+    detector: Detector,
+    shown: int = 8,
+    ranks: Ranks = ALONE,
+) -> Seen:
     """Look once at batches of clips by stream, (N, C, T, H, W) fp32 in [-1, 1]; see `Seen`.
 
     Statistics are means over batches, weighted by their sizes.
+
+    Args:
+        batches: those of this process, the processes' one after another.
+        detector: for the features.
+        shown: clips kept, of this process's first.
+        ranks: the processes; each gets what all have seen.
     """
-    features, logits, miniatures, kept = [], [], [], []
-    sums: dict[str, float] = {}
-    count = 0
+    seen, count = [], 0
     for streams in batches:
         clips = streams["video"]
-        of_clips, of_classes = detector(clips)
-        features.append(of_clips)
-        if of_classes is not None:
-            logits.append(of_classes)
-        miniatures.append(miniature(clips).cpu())
-        if count < shown:
-            frames = (clips[: shown - count].float().clamp(-1, 1) + 1) * 127.5
-            kept.append(frames.round().to(torch.uint8).cpu())
-        for name, value in _statistics(streams).items():
-            sums[name] = sums.get(name, 0.0) + value * len(clips)
+        frames = (clips[: max(0, shown - count)].float().clamp(-1, 1) + 1) * 127.5
+        kept = frames.round().to(torch.uint8).cpu()
+        features, logits = detector(clips)
+        seen.append(Seen(features, logits, miniature(clips).cpu(), kept, _statistics(streams)))
         count += len(clips)
+    return _as_one(ranks.together(seen))
+
+
+def _as_one(seen: list[Seen]) -> Seen:
+    """What was seen of sets one after another, as of one set."""
+    sums: dict[str, float] = {}
+    for of in seen:
+        for name, value in of.statistics.items():
+            sums[name] = sums.get(name, 0.0) + value * len(of.features)
+    count = sum(len(of.features) for of in seen)
     return Seen(
-        features=torch.cat(features),
-        logits=torch.cat(logits) if logits else None,
-        miniatures=torch.cat(miniatures),
-        shown=torch.cat(kept),
+        features=torch.cat([of.features for of in seen]),
+        logits=None if seen[0].logits is None else torch.cat([of.logits for of in seen]),
+        miniatures=torch.cat([of.miniatures for of in seen]),
+        shown=torch.cat([of.shown for of in seen]),
         statistics={name: value / count for name, value in sums.items()},
     )
 

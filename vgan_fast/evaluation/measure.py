@@ -2,18 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
 from vgan_fast.checkpoint import step_of
+from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.detectors import Detector
 from vgan_fast.evaluation.looking import Seen, look
 from vgan_fast.evaluation.memorisation import Nearest, nearest, usual_distances
 from vgan_fast.evaluation.metrics import frechet_distance, inception_score
-from vgan_fast.evaluation.real import RealClips
+from vgan_fast.evaluation.real import BATCH, RealClips
 from vgan_fast.evaluation.result import Number, Preference, Protocol, Result, Row
 from vgan_fast.evaluation.statistics import Realism, bootstrap, preference
 from vgan_fast.sampling import Sampler
@@ -38,6 +39,7 @@ class Evaluation:
         training_count: training clips looked at for copies.
         seed: of codes and resampling.
         resamples: of the bootstrap.
+        ranks: the processes that share the looking.
 
     Attributes:
         protocol: of the numbers.
@@ -59,6 +61,7 @@ class Evaluation:
         training_count: int,
         seed: int,
         resamples: int,
+        ranks: Ranks = ALONE,
     ):
         available = count if math.isinf(real.count) else int(real.count) // 2
         if available < LEAST:
@@ -68,12 +71,12 @@ class Evaluation:
             )
         self.shortened = available < count
         self._count = count = min(count, available)
-        self._detector = detector
+        self._detector, self._ranks = detector, ranks
         self._seed, self._resamples = seed, resamples
-        self.reference = look(real.batches(0, count), detector)
-        self.others = look(real.batches(count, count), detector)
+        self.reference = self._look(real.batches, count)
+        self.others = self._look(lambda first, n: real.batches(count + first, n), count)
         there = int(min(training_count, training.count))
-        self.training = look(training.batches(0, there), detector, shown=there)
+        self.training = self._look(training.batches, there, shown=there)
         others = self.others if real.held_out else None
         self._usual = {
             kind: usual_distances(getattr(self.training, of), others and getattr(others, of))
@@ -101,7 +104,12 @@ class Evaluation:
 
     def look_at(self, sampler: Sampler) -> Seen:
         """As many samples of a run as there are real clips in a set."""
-        return look(self._made(sampler), self._detector, shown=self._count)
+        codes = sampler.codes(self._count, self._seed)
+        return self._look(
+            lambda first, count: sampler.batches(codes[first : first + count]),
+            self._count,
+            shown=self._count,
+        )
 
     def result(
         self,
@@ -132,8 +140,19 @@ class Evaluation:
             for kind, of in _KINDS.items()
         }
 
-    def _made(self, sampler: Sampler) -> Iterator[dict[str, Tensor]]:
-        return sampler.batches(sampler.codes(self._count, self._seed))
+    def _look(
+        self,
+        batches: Callable[[int, int], Iterator[dict[str, Tensor]]],
+        count: int,
+        shown: int = 8,
+    ) -> Seen:
+        """Look at `count` clips, each process at its part; `batches` take a first one and how many.
+
+        Batches are those of one process alone, so that features are the same to the bit.
+        """
+        own = self._ranks.part(-(-count // BATCH))
+        first, last = own.start * BATCH, min(own.stop * BATCH, count)
+        return look(batches(first, last - first), self._detector, shown - first, self._ranks)
 
     def _row(self, name: str, seen: Seen, near: dict[str, Nearest], checkpoint: Path | None) -> Row:
         return Row(
