@@ -16,9 +16,9 @@ from vgan_fast.loaders.synthetic import SyntheticClips
 
 BATCHES = 8  # that take turns
 TOLERANCE = 0.02  # relative error of losses after one step: bf16 keeps 8 bits
-# After some more, in which Adam has turned roundings of small gradients into signs: at a tenth
-# of training's rate. At that of training itself bf16 and fp32 lose sight of each other: after six steps
-# of 16 clips of the paper's size a loss of the library's was off by 38 %, here none by 2 %.
+# After some more, in which Adam has turned roundings of small gradients into signs: at a tenth of
+# training's rate. At that of training bf16 and fp32 lose sight of each other: after six steps of 16
+# clips of the paper's size a loss of the library's was off by 38 %, here none by 2 %.
 LATER, RATE = 0.05, 2e-5
 # bf16 against fp32: 0.09 was seen for the discriminator, whose real and generated terms nearly
 # cancel at first, 0.15 for the generator, behind a discriminator whose first Adam step turned
