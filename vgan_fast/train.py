@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Settings that a resumed run may change: how long, where from and how, not what.
 CHANGEABLE = {
-    "graph",
+    *("graph", "on_nan", "skip_limit"),
     *("steps", "sample_every", "checkpoint_every", "keep"),
     *("data", "cache", "decoded", "workers"),
 }
@@ -118,6 +118,8 @@ def main(
             _profile(step, clips, out)
             return 0
         stopped = train(step, clips, settings, out, finished)
+    if step.skipping and (skipped := int(step.skipping.total)):
+        print(f"skipped {skipped} steps whose losses or weights were not finite")
     if stopped:
         print(f"stopped and saved; continue with: python -m vgan_fast.train --resume --out {out}")
         return 128 + stopped

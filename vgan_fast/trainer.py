@@ -19,6 +19,7 @@ from vgan_fast.errors import UserError
 from vgan_fast.files import explained
 from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write_picture
 from vgan_fast.settings import Settings
+from vgan_fast.skipping import Skipping
 
 ROWS = 4  # samples in a picture
 
@@ -29,6 +30,7 @@ class TrainingStep(Protocol):
     networks: dict[str, nn.Module]
     remedy: str
     read_every: int
+    skipping: Skipping | None
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return scalars on the device, good until the next call."""
@@ -79,7 +81,8 @@ def train(
         finished step is saved.
 
     Raises:
-        UserError: when a loss is no longer finite or an output cannot be written.
+        UserError: when a loss is not finite, or with `--on-nan skip` when `settings.skip_limit`
+            steps were skipped one after the other; when an output cannot be written.
     """
     pace = _Pace(finished)
     bar = tqdm(total=settings.steps, initial=finished, unit="step", dynamic_ncols=True)
@@ -110,7 +113,7 @@ def train(
             bar.update()
             if done % step.read_every == 0 or done == settings.steps:
                 with explained(run):
-                    _report(losses, pace, bar, writer, done, settings.batch_size, step.remedy)
+                    _report(step, losses, pace, bar, writer, done, settings)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 pace.pause(save, done)  # Before the picture, which may fail.
             if done % settings.sample_every == 0 or done == settings.steps:
@@ -162,23 +165,37 @@ class _Pace:
 
 
 def _report(
+    step: TrainingStep,
     losses: dict[str, Tensor],
     pace: _Pace,
     bar: tqdm,
     writer: SummaryWriter,
     done: int,
-    batch_size: int,
-    remedy: str,
+    settings: Settings,
 ) -> None:
     values = {name: float(value) for name, value in losses.items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        raise UserError(f"the loss '{broken[0]}' is not finite at step {done}: {remedy}")
+    skipped = ""
+    if step.skipping:
+        longest, total = int(step.skipping.longest), int(step.skipping.total)
+        if longest >= settings.skip_limit:
+            raise UserError(
+                f"{longest} steps one after the other were skipped by step {done}, their losses or "
+                f"weights not finite: {step.remedy}, or resume the run with a larger --skip-limit"
+            )
+        writer.add_scalar("skipped", total, done)
+        skipped = f", {total} skipped" if total else ""
+        values = {name: value for name, value in values.items() if name not in broken}
+    elif broken:
+        raise UserError(
+            f"the loss '{broken[0]}' is not finite at step {done}: {step.remedy}, or resume the "
+            "run with --on-nan skip"
+        )
     steps_per_second, wait = pace.read(done)
-    rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
+    rates = {"clips/s": steps_per_second * settings.batch_size, "data wait": wait}
     bar.set_postfix_str(
         " ".join(f"{name} {value:.3f}" for name, value in values.items())
-        + f" | {rates['clips/s']:.1f} clips/s, data wait {wait:.0%}"
+        + f" | {rates['clips/s']:.1f} clips/s, data wait {wait:.0%}{skipped}"
     )
     for name, value in values.items():
         writer.add_scalar(f"loss/{name}", value, done)
