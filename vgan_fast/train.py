@@ -69,7 +69,7 @@ def main(
     from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
     from vgan_fast.data import describe_data, open_data
     from vgan_fast.device import configure, default_preset, resolved
-    from vgan_fast.trainer import train
+    from vgan_fast.trainer import strip_of, train
 
     given = {name: value for name, value in given.items() if value is not None}
     if history:
@@ -100,7 +100,7 @@ def main(
     describe_data(settings, out)  # Data that is not there is better said before networks are built.
     step = build_step(settings)
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
-    if finished >= settings.steps:
+    if finished > settings.steps or strip_of(out, settings.steps).exists():
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
     with contextlib.closing(open_data(settings, out, position)) as clips:

@@ -90,6 +90,8 @@ def train(
 
         def save(done: int) -> None:
             _refuse_broken_weights(step, done)
+            with explained(run):
+                writer.flush()  # A run that is killed later has its history up to here.
             state = {
                 "task": step.state_dict(),
                 "position": clips.position,
@@ -101,12 +103,17 @@ def train(
             streams = step.sample(ROWS)
             animation = stream_rows(streams, ROWS)
             write_picture(run / "pictures" / f"step-{done:08d}.gif", animation)
-            strip = film_strip(as_frames(streams["video"]))
-            write_picture(run / "pictures" / f"step-{done:08d}.png", strip)
             with explained(run):
                 _add_animation(writer, "samples", animation, done)
+                writer.flush()
+            write_picture(strip_of(run, done), film_strip(as_frames(streams["video"])))
+
+        def is_sampled(done: int) -> bool:
+            return done % settings.sample_every == 0 or done == settings.steps
 
         done = finished
+        if done and is_sampled(done) and not strip_of(run, done).exists():
+            picture(done)  # Which a run that was killed after its checkpoint still owes.
         while done < settings.steps and signals.caught is None:
             losses = step(pace.fetch(clips))
             done += 1
@@ -116,10 +123,15 @@ def train(
                     _report(step, losses, pace, bar, writer, done, settings)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 pace.pause(save, done)  # Before the picture, which may fail.
-            if done % settings.sample_every == 0 or done == settings.steps:
+            if is_sampled(done):
                 pace.pause(picture, done)
         save(done)
     return signals.caught
+
+
+def strip_of(run: Path, step: int) -> Path:
+    """The film strip of the samples after that many steps: the last that is written of them."""
+    return run / "pictures" / f"step-{step:08d}.png"
 
 
 @contextlib.contextmanager
