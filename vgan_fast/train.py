@@ -100,7 +100,8 @@ def main(
     describe_data(settings, out)  # Data that is not there is better said before networks are built.
     step = build_step(settings)
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
-    if finished > settings.steps or strip_of(out, settings.steps).exists():
+    drawn = strip_of(out, finished).exists()  # or a run was killed after its last checkpoint
+    if finished > settings.steps or (finished == settings.steps and drawn):
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
     with contextlib.closing(open_data(settings, out, position)) as clips:
