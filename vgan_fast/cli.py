@@ -1,15 +1,18 @@
 """What the command line programs share."""
 
+import contextlib
 import dataclasses
 import io
+import signal
 import sys
 import threading
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import click
 
 from vgan_fast.errors import UserError
+from vgan_fast.files import FULL
 
 
 class _InOneLine:
@@ -21,8 +24,11 @@ class _InOneLine:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # File names need not be valid UTF-8.
                 stream.reconfigure(errors="backslashreplace")
+        came: list[int] = []
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            with _interrupted_by_sigterm(came):
+                status = super().main(*args, **{**kwargs, "standalone_mode": False})
+                sys.stdout.flush()  # or Python itself complains of a full disk as it ends
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 2
@@ -31,7 +37,14 @@ class _InOneLine:
             status = 2
         except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
             print("error: interrupted", file=sys.stderr)
-            status = 130
+            status = 128 + (came or [signal.SIGINT])[0]
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            what = error.filename or "standard output"
+            print(f"error: {what}: the disk is full; free some space", file=sys.stderr)
+            status = 2
+            sys.stdout = None  # what it still holds would fail once more
         except (MemoryError, RuntimeError) as error:
             # PyTorch's CPU allocator raises a plain RuntimeError.
             lacking = ("out of memory", "allocate memory", "enough memory")
@@ -49,6 +62,27 @@ class Program(_InOneLine, click.Command):
 
 class Programs(_InOneLine, click.Group):
     """A group of commands that report as a `Program` does."""
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm(came: list[int]) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: processes are stopped and half-written files removed.
+
+    When it comes it is added to `came`.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _unless_reported(failure: threading.ExceptHookArgs) -> None:

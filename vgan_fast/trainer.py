@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vgan_fast.checkpoint import save_checkpoint
 from vgan_fast.errors import UserError
-from vgan_fast.files import explained
+from vgan_fast.files import explained, remove_unfinished
 from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write_picture
 from vgan_fast.settings import Settings
 from vgan_fast.skipping import Skipping
@@ -84,6 +84,7 @@ def train(
         UserError: when a loss is not finite, or with `--on-nan skip` when `settings.skip_limit`
             steps were skipped one after the other; when an output cannot be written.
     """
+    remove_unfinished(run / "pictures", "step-*")
     pace = _Pace(finished)
     bar = tqdm(total=settings.steps, initial=finished, unit="step", dynamic_ncols=True)
     with bar, _Signals() as signals, _event_writer(run, finished) as writer:
