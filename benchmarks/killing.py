@@ -298,7 +298,7 @@ def _strike_child(process: subprocess.Popen, draw: random.Random, tally: Tally) 
     """Kill a process that decodes or prepares, if one shows within a second."""
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline and process.poll() is None:
-        workers = [pid for pid in descendants(process.pid) if _is_worker(pid)]
+        workers = [pid for pid in descendants(process.pid) if is_worker(pid)]
         if workers:
             time.sleep(draw.uniform(0, 0.5))
             try:
@@ -310,7 +310,8 @@ def _strike_child(process: subprocess.Popen, draw: random.Random, tally: Tally) 
         time.sleep(0.01)
 
 
-def _is_worker(pid: int) -> bool:
+def is_worker(pid: int) -> bool:
+    """Whether a process is one that multiprocessing has spawned."""
     try:
         return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

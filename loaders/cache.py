@@ -30,7 +30,7 @@ from . import nvdec
 from .decode import decode_source
 from .decoders import Settings, UndecodableError, image_files
 from .frames import Frames
-from .processes import HungError, ProcessDiedError, Processes
+from .processes import STARTING, STARTLESS, STARTS, HungError, ProcessDiedError, Processes
 from .search import DECODED, Source
 
 # Part of every cache key: raise it when decode.py changes what it writes.
@@ -294,9 +294,16 @@ def limit_memory(memory: int | None = MEMORY) -> None:
 
 def _check_that_processes_start() -> None:
     """A spawned process runs the main script anew: one without a guard would open videos again."""
-    probe = multiprocessing.get_context("spawn").Process(target=int)
-    probe.start()
-    probe.join()
+    for _ in range(STARTS):
+        probe = multiprocessing.get_context("spawn").Process(target=int, daemon=True)
+        probe.start()
+        probe.join(STARTING)
+        probe.kill()
+        probe.join()
+        if probe.exitcode >= 0:  # not killed
+            break
+    else:
+        raise UserError(STARTLESS)
     if probe.exitcode:
         raise UserError(
             "no process to decode videos in can be started: a script must open them under"

@@ -23,9 +23,13 @@ from typing import Generic, NamedTuple, TypeVar
 from vgan_fast.errors import UserError
 
 _AHEAD = 2  # calls in the hands of a process: it goes on while the results are looked at
-_STARTS = 5  # processes that may die one after the other before any begins with a call
-_STARTING = 120  # seconds until a process must have begun with a call
+STARTS = 5  # processes that may die one after the other before any begins with a call
+STARTING = 120  # seconds until a process must have begun with a call
 _ENDING = 10  # seconds that a process may take to end after it has closed its pipe
+STARTLESS = (
+    "the processes that decode videos are killed or hang as they start; is memory short? Free some"
+    " and try again"
+)
 # Deaths that come from outside, such as an operator's or the kernel's for want of memory: they say
 # nothing of the call, which may be tried again.
 _KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -167,11 +171,8 @@ class Processes(Generic[Key]):
         """Put a process away that has not come to its call, which says nothing of the call."""
         self._failed_starts += 1
         self._drop(worker)
-        if self._failed_starts == _STARTS:
-            raise UserError(
-                "the processes that decode videos are killed or hang as they start; is memory"
-                " short? Free some and try again"
-            )
+        if self._failed_starts == STARTS:
+            raise UserError(STARTLESS)
 
     def _drop(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -195,7 +196,7 @@ class _Worker:
     def take(self, call: _Call) -> None:
         """Note that it has been given a call."""
         if not self.calls:
-            self.deadline = time.monotonic() + _STARTING
+            self.deadline = time.monotonic() + STARTING
         self.calls.append(call)
 
     def begin(self) -> None:
@@ -205,7 +206,7 @@ class _Worker:
 
     def end(self) -> _Call:
         """Note that it is done with that call; return it."""
-        self.at_work, self.deadline = False, time.monotonic() + _STARTING
+        self.at_work, self.deadline = False, time.monotonic() + STARTING
         return self.calls.popleft()
 
     def exitcode(self) -> int:

@@ -182,7 +182,7 @@ def _never_starts():
 
 
 def test_processes_that_hang_as_they_start_end_it(monkeypatch):
-    monkeypatch.setattr(module, "_STARTING", 0.5)
+    monkeypatch.setattr(module, "STARTING", 0.5)
     with closing(Processes(1, _never_starts)) as processes:
         processes.submit("key", double, (4,), 30)
         with pytest.raises(UserError, match="killed or hang as they start"):
@@ -204,7 +204,7 @@ def test_killed_all_the_time_everything_is_done_once_and_nothing_left():
                 except ProcessLookupError:
                     kills.pop()
 
-    module_starts, module._STARTS = module._STARTS, 1000
+    module_starts, module.STARTS = module.STARTS, 1000
     try:
         with closing(Processes(3)) as processes:
             threading.Thread(target=kill, daemon=True).start()
@@ -220,7 +220,7 @@ def test_killed_all_the_time_everything_is_done_once_and_nothing_left():
                     done.append(key)
     finally:
         stop.set()
-        module._STARTS = module_starts
+        module.STARTS = module_starts
     assert sorted(done) == list(range(150))
     assert len(kills) >= 10
     assert not _started(before)
