@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -134,7 +135,7 @@ def decode_videos(
         if any(_open(source, entry) is None for source, entry in entries.items()):
             _check_that_processes_start()  # before the lock, for which such a process would wait
             with open(cache / DECODED, "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _take_turn(cache, lock)
                 missing = [
                     task for task in tasks.values() if _open(task.source, task.entry) is None
                 ]
@@ -151,6 +152,15 @@ def decode_videos(
     opened = (_open(source, entries[source]) for source in sources if source in entries)
     in_order = {source.path: skipped[source.path] for source in sources if source.path in skipped}
     return [frames for frames in opened if frames is not None], in_order
+
+
+def _take_turn(cache: Path, lock: IO) -> None:
+    """Lock a cache, and say so where another run holds it up."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("%s: another run decodes into it; waiting for that to end", cache)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _identify(source: Source) -> tuple[int, tuple]:
