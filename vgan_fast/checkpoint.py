@@ -148,16 +148,21 @@ def _check(path: Path) -> None:
 
 def _broken(path: Path) -> str | None:
     """The first file of a checkpoint that is not as it was written."""
+    found = {}
+    for name in (WEIGHTS, STATE, SETTINGS):
+        try:
+            found[name] = _sha256(path / name)
+        except OSError:
+            return name
     try:
         stored = (path / HASHES).read_bytes()
         expected = json.loads(stored)
-        found = {name: _sha256(path / name) for name in (WEIGHTS, STATE, SETTINGS)}
         changed = [name for name, digest in found.items() if expected[name] != digest]
-        if not changed and stored != _as_text(found):
-            changed = [HASHES]
-        return next(iter(changed), None)
     except (OSError, ValueError, KeyError, TypeError):
         return HASHES
+    if not changed and stored != _as_text(found):
+        changed = [HASHES]
+    return next(iter(changed), None)
 
 
 def _as_text(hashes: dict[str, str]) -> bytes:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import click
 
 from vgan_fast.cli import Program, options_of
 from vgan_fast.errors import UserError
-from vgan_fast.files import explained
+from vgan_fast.files import explained, written_whole
 from vgan_fast.settings import PRESETS, Settings
 
 # PyTorch and DALI are imported where they are used: processes that decode videos run this file's
@@ -227,8 +229,11 @@ def _profile(step: "Step", clips: "ClipSource", out: Path) -> None:
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(PROFILED):
             step(clips.next_batch())
-    with explained(out):
-        profile.export_chrome_trace(str(out / "trace.json"))
+    with written_whole(out / "trace.json") as part:
+        profile.export_chrome_trace(str(part))
+        written = part.read_bytes() if part.exists() else b""
+        if not written.rstrip().endswith(b"}"):  # PyTorch passes over a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
     print(f"trace of {PROFILED} steps: {out / 'trace.json'}")
 
