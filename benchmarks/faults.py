@@ -2,13 +2,13 @@
 
     python -m benchmarks.faults --kills 200 --out FILE.md
 
-`--kills N` runs a small training and a small preparation as programs of their own, two thirds and
-one third of N, sends each SIGKILL or SIGTERM at random moments of a seed (a quarter of the lives
-see a decoding process killed as well), starts it again, and holds what comes out against a run that
-nobody stopped: weights, optimisers, random state, losses by step, pictures, shards and manifest bit
-for bit, on a CPU. After each kill every checkpoint and every shard must be whole, no process of the
-program may be left, and SIGTERM must leave no temporary file; no program may hang or print a
-traceback.
+`--kills N` runs a small training and a small preparation in processes of their own (forked from one
+that has PyTorch loaded, `zygote.py`), two thirds and one third of N, sends each SIGKILL or SIGTERM
+at random moments of a seed (a quarter of the lives see a decoding process killed as well), starts
+it again, and holds what comes out against a run that nobody stopped: weights, optimisers, random
+state, losses by step, pictures, shards and manifest bit for bit, on a CPU. After each kill every
+checkpoint and every shard must be whole, no process of the program may be left, and SIGTERM must
+leave no temporary file; no program may hang or print a traceback.
 
 `--soak MINUTES` repeats training, generation, decoding and preparing in this process with faults:
 decoding processes killed, a broken file, losses that are NaN and skipped, disks that are full by a

@@ -3,9 +3,8 @@
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -22,16 +21,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.family import descendants, gone_within, of_session
+from benchmarks.zygote import Forked, Zygote, first_line, zygote
 from vgan_fast.checkpoint import STATE, WEIGHTS, find_checkpoint, list_checkpoints
 from vgan_fast.errors import UserError
 
 VIDEOS, FRAMES, SIZE = 6, 40, (96, 128)  # of the small set that both programs read
-STEPS = 240
+STEPS = 160
 PATIENCE = 120.0  # seconds that any process may take before it counts as hung
 ORPHANS = 10.0  # seconds within which a killed program's own processes must end
 # Seconds from a program's first line of output (or its start, for one kill in five) to the kill.
-SPANS = {"train": (0.0, 3.0), "prepare": (0.0, 2.5)}
-EARLY, LONGEST_EARLY = 0.2, 4.0
+SPANS = {"train": (0.0, 2.0), "prepare": (0.0, 2.5)}
+EARLY, LONGEST_EARLY = 0.2, 1.0
+CHILDREN_WITHIN = 2.0  # seconds
 CHILDREN = 0.25  # of the kills: those that hit a decoding process where there is one
 
 
@@ -189,117 +190,107 @@ def kill(
     draw, tally = random.Random(seed), Tally(kind.program)
     data = write_videos(folder / "videos")
     subject = kind(data, folder / "whole")
-    _run_whole(subject)
-    subject.kept = subject.content(subject.whole)
-    number = 0
-    while tally.kills < kills:
-        out = folder / f"run-{number}"
-        number += 1
-        finished = False
-        while not finished:
-            finished = _life(subject, out, draw, tally, more=tally.kills < kills)
-            show(tally)
-        tally.counts["runs finished"] += 1
-        _compare(subject, out, tally)
-        for path in sorted(out.rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        out.rmdir()
+    with zygote(_environment(folder)) as programs:
+        _run_whole(subject, programs)
+        subject.kept = subject.content(subject.whole)
+        number = 0
+        while tally.kills < kills:
+            out = folder / f"run-{number}"
+            number += 1
+            finished = False
+            while not finished:
+                more = tally.kills < kills
+                finished = _life(subject, out, programs, draw, tally, more)
+                show(tally)
+            tally.counts["runs finished"] += 1
+            _compare(subject, out, tally)
+            shutil.rmtree(out)
     return tally
 
 
 def _program(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", f"vgan_fast.{name}", *map(str, arguments)]
+    return [name, *map(str, arguments)]
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     # PyTorch makes a folder for compiled code as it is imported, meant to stay.
-    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(scratch.parent / "compiled")}
-    return {**os.environ, **compiled, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    return {**os.environ, **compiled, "OMP_NUM_THREADS": "1"}
 
 
-def _run_whole(subject: Subject) -> None:
-    with tempfile.TemporaryDirectory(dir=subject.whole.parent) as scratch:
-        subprocess.run(
-            subject.command(subject.whole),
-            env=_environment(Path(scratch)),
-            check=True,
-            capture_output=True,
-            timeout=10 * PATIENCE,
-        )
+def _run_whole(subject: Subject, programs: Zygote) -> None:
+    folder = subject.whole.parent
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        said, told = Path(scratch, "said"), Path(scratch, "told")
+        program = programs.start(subject.command(subject.whole), Path(scratch), said, told)
+        if program.wait(10 * PATIENCE) != 0:
+            raise RuntimeError(f"{subject.program}: {program.status}, {told.read_text()}")
 
 
-def _life(subject: Subject, out: Path, draw: random.Random, tally: Tally, more: bool) -> bool:
+def _life(
+    subject: Subject, out: Path, programs: Zygote, draw: random.Random, tally: Tally, more: bool
+) -> bool:
     """From one start to the next; whether the program came to its end."""
     with (
         tempfile.TemporaryDirectory(dir=out.parent) as scratch,
-        tempfile.TemporaryFile("w+") as told,
+        tempfile.TemporaryDirectory(dir=out.parent) as outputs,
     ):
-        process = subprocess.Popen(
-            subject.command(out),
-            env=_environment(Path(scratch)),
-            stdout=subprocess.PIPE,
-            stderr=told,
-            text=True,
-            start_new_session=True,
-        )
-        sent = None
-        try:
-            if more:
-                sent = _strike(process, subject, draw, tally)
-            process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
+        said, told = Path(outputs, "said"), Path(outputs, "told")
+        said.touch()
+        program = programs.start(subject.command(out), Path(scratch), said, told)
+        sent = _strike(program, said, subject, draw, tally) if more else None
+        if program.wait(PATIENCE) is None:
             tally.wrong.append(f"hung after {sent}: {subject.command(out)}")
-            process.kill()
-            process.communicate()
-        if not gone_within(process.pid, ORPHANS):
-            orphans = of_session(process.pid)
+            os.kill(program.pid, signal.SIGKILL)
+            program.wait(PATIENCE)
+        if not gone_within(program.pid, ORPHANS):
+            orphans = of_session(program.pid)
             tally.wrong.append(f"{len(orphans)} processes outlived their program after {sent}")
             for pid in orphans:
                 os.kill(pid, signal.SIGKILL)
-        told.seek(0)
-        said = told.read()
+        errors = told.read_text() if told.exists() else ""
         if sent == signal.SIGTERM and (left := os.listdir(scratch)):
             tally.wrong.append(f"left {left} among temporary files after SIGTERM")
-    if "Traceback" in said:
-        tally.wrong.append(f"a traceback after {sent}: {said[-2000:]}")
+    if "Traceback" in errors:
+        tally.wrong.append(f"a traceback after {sent}: {errors[-2000:]}")
     # A kill that came when all was done leaves nothing to resume.
-    if process.returncode == 0 or "has all its" in said:
+    if program.status == 0 or "has all its" in errors:
         return True
     expected = {
         signal.SIGKILL: {-signal.SIGKILL},
         signal.SIGTERM: {128 + signal.SIGTERM, 130, -signal.SIGTERM},
     }
-    if process.returncode not in expected.get(sent, ()):
-        tally.wrong.append(f"status {process.returncode} after {sent}: {said[-500:]}")
+    if program.status not in expected.get(sent, ()):
+        tally.wrong.append(f"status {program.status} after {sent}: {errors[-500:]}")
     tally.counts["resumed"] += 1
     tally.wrong += subject.halfway(out)
     return False
 
 
 def _strike(
-    process: subprocess.Popen, subject: Subject, draw: random.Random, tally: Tally
+    program: Forked, said: Path, subject: Subject, draw: random.Random, tally: Tally
 ) -> signal.Signals | None:
     """Wait for a random moment and send a signal; which one the program itself got."""
     if draw.random() < EARLY:
-        time.sleep(draw.uniform(0, LONGEST_EARLY))
+        program.wait(draw.uniform(0, LONGEST_EARLY))
     else:
-        process.stdout.readline()
         if draw.random() < CHILDREN:
-            _strike_child(process, draw, tally)
-        time.sleep(draw.uniform(*SPANS[subject.program]))
-    if process.poll() is not None:
+            _strike_child(program, draw, tally)
+        first_line(said, program, PATIENCE)
+        program.wait(draw.uniform(*SPANS[subject.program]))
+    if program.status is not None:
         return None
     number = draw.choice([signal.SIGKILL, signal.SIGTERM])
-    process.send_signal(number)
+    os.kill(program.pid, number)
     tally.counts[number.name] += 1
     return number
 
 
-def _strike_child(process: subprocess.Popen, draw: random.Random, tally: Tally) -> None:
-    """Kill a process that decodes or prepares, if one shows within a second."""
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline and process.poll() is None:
-        workers = [pid for pid in descendants(process.pid) if is_worker(pid)]
+def _strike_child(program: Forked, draw: random.Random, tally: Tally) -> None:
+    """Kill a process that decodes or prepares, if one shows within some seconds."""
+    deadline = time.monotonic() + CHILDREN_WITHIN
+    while time.monotonic() < deadline and program.wait(0.01) is None:
+        workers = [pid for pid in descendants(program.pid) if is_worker(pid)]
         if workers:
             time.sleep(draw.uniform(0, 0.5))
             try:
@@ -308,7 +299,6 @@ def _strike_child(process: subprocess.Popen, draw: random.Random, tally: Tally) 
                 return
             tally.counts["SIGKILL to a decoder"] += 1
             return
-        time.sleep(0.01)
 
 
 def is_worker(pid: int) -> bool:
