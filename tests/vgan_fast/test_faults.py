@@ -98,12 +98,12 @@ def test_a_disk_that_fills_up_while_training(whole, tmp_path, capsys, size):
     "arguments",
     [
         (generate.main, "RUN", "--out", "OUT/x.gif"),
-        (generate.main, "RUN", "--out", "OUT/x.mp4"),
         (generate.main, "RUN", "--out", "OUT/clips", "--each", "png"),
         (train.main, *TINY, "--profile", "--out", "OUT/profile"),
-        (train.main, "--history", "--out", "RUN"),
+        pytest.param((generate.main, "RUN", "--out", "OUT/x.mp4"), marks=slow),
+        pytest.param((train.main, "--history", "--out", "RUN"), marks=slow),
     ],
-    ids=["gif", "mp4", "clips", "profile", "history"],
+    ids=["gif", "clips", "profile", "mp4", "history"],
 )
 def test_a_disk_that_is_full_for_other_outputs(whole, tmp_path, capsys, arguments):
     program, *arguments = arguments
@@ -147,7 +147,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "at", [pytest.param(n, marks=() if n in (0, 2, 7, 9) else slow) for n in range(10)]
+    "at", [pytest.param(n, marks=() if n in (2, 7) else slow) for n in range(10)]
 )
 def test_killed_between_any_two_writes_a_run_owes_nothing(whole, tmp_path, monkeypatch, at):
     """Weights, pictures, losses and animations are those of the run that never stopped."""
