@@ -117,9 +117,12 @@ def _show_soak(done: Soak) -> None:
     )
 
 
-def _show(tally: Tally) -> None:
+def _show(tally: Tally, fresh: list[str]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in tally.counts.items())
-    print(f"{tally.program}: {counts}, wrong {len(tally.wrong)}", file=sys.stderr, flush=True)
+    print(f"{tally.program}: {counts}, wrong {len(tally.wrong)}", file=sys.stderr)
+    for line in fresh:
+        print(f"wrong: {line}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _page(sections: list[str]) -> str:

@@ -176,7 +176,11 @@ def write_videos(folder: Path, seed: int = 0) -> Path:
 
 
 def kill(
-    kind: type[Subject], kills: int, seed: int, folder: Path, show: Callable[[Tally], None]
+    kind: type[Subject],
+    kills: int,
+    seed: int,
+    folder: Path,
+    show: Callable[[Tally, list[str]], None],
 ) -> Tally:
     """Run a program again and again, and send it or its children that many signals.
 
@@ -185,7 +189,7 @@ def kill(
         kills: number of signals.
         seed: of their kinds and moments.
         folder: an empty folder to work in.
-        show: called after each.
+        show: called after each life, with what was newly wrong.
     """
     draw, tally = random.Random(seed), Tally(kind.program)
     data = write_videos(folder / "videos")
@@ -199,9 +203,9 @@ def kill(
             number += 1
             finished = False
             while not finished:
-                more = tally.kills < kills
+                more, known = tally.kills < kills, len(tally.wrong)
                 finished = _life(subject, out, programs, draw, tally, more)
-                show(tally)
+                show(tally, tally.wrong[known:])
             tally.counts["runs finished"] += 1
             _compare(subject, out, tally)
             shutil.rmtree(out)
@@ -252,7 +256,7 @@ def _life(
         if sent == signal.SIGTERM and (left := os.listdir(scratch)):
             tally.wrong.append(f"left {left} among temporary files after SIGTERM")
     if "Traceback" in errors:
-        tally.wrong.append(f"a traceback after {sent}: {errors[-2000:]}")
+        tally.wrong.append(f"a traceback after {sent}: {errors[-3000:]}")
     # A kill that came when all was done leaves nothing to resume.
     if program.status == 0 or "has all its" in errors:
         return True

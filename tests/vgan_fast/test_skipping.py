@@ -63,7 +63,17 @@ def poison(monkeypatch):
 
 
 def state(step):
-    return [kept.detach().clone() for kept in step._undone()]
+    """Weights, buffers and moments, but for the number of Langevin steps, which goes on."""
+    kept = [
+        value
+        for network in step.networks.values()
+        for name, value in network.state_dict().items()
+        if name != "moment"
+    ]
+    for optimizer in step.optimizers.values():
+        for of_parameter in optimizer.state.values():
+            kept += [value for value in of_parameter.values() if isinstance(value, torch.Tensor)]
+    return [value.detach().clone() for value in kept]
 
 
 def assert_same(first, second):
