@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 
 import imageio.v3 as iio
 import numpy as np
@@ -165,7 +166,6 @@ def test_killed_between_any_two_writes_a_run_owes_nothing(whole, tmp_path, monke
     with monkeypatch.context() as patched:
         for name in ("write_picture", "save_checkpoint", "_report", "_add_animation"):
             patched.setattr(trainer, name, counted(getattr(trainer, name)))
-        # What was not flushed is lost with the process.
         patched.setattr(trainer.SummaryWriter, "close", lambda self: None)
         with pytest.raises(Killed):
             train.main.main([str(a) for a in (*TINY, "--steps", 6, "--out", out)])
@@ -178,6 +178,25 @@ def test_killed_between_any_two_writes_a_run_owes_nothing(whole, tmp_path, monke
         assert found == wanted
     for of in (events, expected):
         assert {image.step for image in of.Images("samples")} == {3, 6}
+
+
+def test_history_is_on_disk_before_each_checkpoint_and_each_strip(tmp_path, monkeypatch):
+    """TensorBoard writes in a thread of its own, which a kill takes with it."""
+    calls = []
+    for holder, name in (
+        (trainer.SummaryWriter, "flush"),
+        (trainer.SummaryWriter, "add_scalar"),
+        (trainer, "save_checkpoint"),
+        (trainer, "write_picture"),
+    ):
+        real = getattr(holder, name)
+        monkeypatch.setattr(
+            holder, name, lambda *a, _name=name, _real=real: (calls.append(_name), _real(*a))[1]
+        )
+    assert run(train.main, *TINY, "--steps", 3, "--out", tmp_path / "run") == 0
+    before = [first for first, then in pairwise(calls) if then == "save_checkpoint"]
+    assert before == ["flush"] * 3  # at steps 2 and 3, and at the end
+    assert "write_picture flush write_picture" in " ".join(calls)
 
 
 def test_sigterm_anywhere_ends_as_ctrl_c_does(whole, tmp_path, monkeypatch, capsys):
