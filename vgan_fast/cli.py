@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import signal
 import sys
 import threading
@@ -26,34 +27,42 @@ class _InOneLine:
                 stream.reconfigure(errors="backslashreplace")
         came: list[int] = []
         try:
-            with _interrupted_by_sigterm(came):
+            with _interrupted_by_signals(came):
                 status = super().main(*args, **{**kwargs, "standalone_mode": False})
                 sys.stdout.flush()  # or Python itself complains of a full disk as it ends
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-        except click.ClickException as error:
-            print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
-            status = 2
-        except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
-            print("error: interrupted", file=sys.stderr)
-            status = 128 + (came or [signal.SIGINT])[0]
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            what = error.filename or "standard output"
-            print(f"error: {what}: the disk is full; free some space", file=sys.stderr)
-            status = 2
-            sys.stdout = None  # what it still holds would fail once more
-        except (MemoryError, RuntimeError) as error:
-            # PyTorch's CPU allocator raises a plain RuntimeError.
-            lacking = ("out of memory", "allocate memory", "enough memory")
-            if not isinstance(error, MemoryError) and not any(s in str(error) for s in lacking):
-                raise
-            options = "--batch-size, --count, --width or --size"
-            print(f"error: out of memory: lower {options}", file=sys.stderr)
-            status = 2
+        except SystemExit:
+            raise
+        except BaseException as error:
+            status = _reported(error, came)
         sys.exit(status)
+
+
+def _reported(error: BaseException, came: list[int]) -> int:
+    """Say in one line what ended a program, and return its status; raise what is a fault of ours.
+
+    `came` are the signals that interrupted it: they may have come out of a library as something
+    other than `KeyboardInterrupt`.
+    """
+    status, line = 2, None
+    if came or isinstance(error, (click.Abort, KeyboardInterrupt)):
+        status, line = 128 + (came or [signal.SIGINT])[0], "interrupted"
+    elif isinstance(error, UserError):
+        line = str(error)
+    elif isinstance(error, click.ClickException):
+        line = f"{error.format_message()} (see --help)"
+    elif isinstance(error, OSError) and error.errno in FULL:
+        line = f"{error.filename or 'standard output'}: the disk is full; free some space"
+        sys.stdout = None  # what it still holds would fail once more
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    elif isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(s in str(error) for s in ("out of memory", "allocate memory", "enough memory"))
+    ):
+        line = "out of memory: lower --batch-size, --count, --width or --size"
+    if line is None:
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    return status
 
 
 class Program(_InOneLine, click.Command):
@@ -65,24 +74,34 @@ class Programs(_InOneLine, click.Group):
 
 
 @contextlib.contextmanager
-def _interrupted_by_sigterm(came: list[int]) -> Iterator[None]:
+def _interrupted_by_signals(came: list[int]) -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does: processes are stopped and half-written files removed.
 
-    When it comes it is added to `came`.
+    The signals that come are added to `came`.
     """
 
-    def interrupt(number: int, frame: object) -> None:
+    def interrupt(number: int, _frame: object) -> None:
         came.append(number)
         raise KeyboardInterrupt
+
+    def repeat(lost: object) -> None:
+        # In a finaliser Python reports an interruption and drops it.
+        if came and issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, os.kill, (os.getpid(), came[-1])).start()
+        else:
+            sys.__unraisablehook__(lost)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may say so
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    hook, sys.unraisablehook = sys.unraisablehook, repeat
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _unless_reported(failure: threading.ExceptHookArgs) -> None:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from itertools import pairwise
 
+import click
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 
 from vgan_fast import generate, pictures, train, trainer
 from vgan_fast.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
+from vgan_fast.cli import Program
 from vgan_fast.errors import UserError
 from vgan_fast.settings import Settings
 
@@ -212,6 +215,45 @@ def test_sigterm_anywhere_ends_as_ctrl_c_does(whole, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.strip() == "error: interrupted"
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interruption_that_a_library_makes_another_error_of_is_one(tmp_path, capsys):
+    """As DALI does of what its callbacks raise."""
+
+    @click.command(cls=Program)
+    def program():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("Critical error in pipeline") from None
+
+    assert run(program) == 143
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_an_interruption_in_a_finaliser_is_not_lost(capsys):
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    @click.command(cls=Program)
+    def program():
+        Finalised()
+        time.sleep(20)
+
+    began = time.monotonic()
+    assert run(program) == 143
+    assert time.monotonic() - began < 10
+    assert capsys.readouterr().err.strip() == "error: interrupted"
+
+
+def test_a_fault_of_ours_is_no_line():
+    @click.command(cls=Program)
+    def program():
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        program.main([])
 
 
 def test_a_program_may_run_in_a_thread(whole, tmp_path):
