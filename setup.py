@@ -70,7 +70,6 @@ setup(
         "imageio>=2.36,<3",
         "pillow>=11,<14",
         "simplejpeg>=1.9,<2",
-        "pebble>=5.1,<6",
         "scenedetect-headless>=0.7,<0.8",
         "jinja2>=3.1,<4",
         "platformdirs>=4.3,<5",

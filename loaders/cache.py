@@ -12,19 +12,17 @@ import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from vgan_fast.errors import UserError
@@ -33,6 +31,7 @@ from . import nvdec
 from .decode import decode_source
 from .decoders import Settings, UndecodableError, image_files
 from .frames import Frames
+from .processes import STARTING, STARTLESS, STARTS, HungError, ProcessDiedError, Processes
 from .search import DECODED, Source
 
 # Part of every cache key: raise it when decode.py changes what it writes.
@@ -50,6 +49,7 @@ DECODER_ORDER = {"video": ("PyAV", "OpenCV"), "images": ("Pillow",)}
 _NVDEC_FAILURES = 3
 _MOST_THREADS = 16  # of a decoder, FFmpeg's own bound: each holds frames
 _NVDEC_PROCESSES = 4  # each takes half a gigabyte of the GPU
+_ATTEMPTS = 3  # of a decoder on a file over which its process is killed from outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class _Task:
     seconds: float  # until a decoder counts as hung
     decoders: tuple[str, ...]  # still to be tried, this one first
     reasons: tuple[str, ...] = ()  # why others failed
+    deaths: int = 0  # of this one, from outside
 
     @property
     def decoder(self) -> str:
@@ -73,9 +74,10 @@ class _Task:
         """Return the task of the decoders after that one, which failed for `reason`."""
         if self.decoder == "NVDEC":  # the others say what is wrong with the file
             _log.info("%s: not decoded by NVDEC: %s", self.source.path, reason)
-            return replace(self, decoders=self.decoders[1:])
+            return replace(self, decoders=self.decoders[1:], deaths=0)
         one_line = " ".join(reason.split())
-        return replace(self, decoders=self.decoders[1:], reasons=(*self.reasons, one_line))
+        reasons = (*self.reasons, one_line)
+        return replace(self, decoders=self.decoders[1:], reasons=reasons, deaths=0)
 
 
 def time_limit(size: int) -> float:
@@ -133,7 +135,7 @@ def decode_videos(
         if any(_open(source, entry) is None for source, entry in entries.items()):
             _check_that_processes_start()  # before the lock, for which such a process would wait
             with open(cache / DECODED, "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _take_turn(cache, lock)
                 missing = [
                     task for task in tasks.values() if _open(task.source, task.entry) is None
                 ]
@@ -150,6 +152,15 @@ def decode_videos(
     opened = (_open(source, entries[source]) for source in sources if source in entries)
     in_order = {source.path: skipped[source.path] for source in sources if source.path in skipped}
     return [frames for frames in opened if frames is not None], in_order
+
+
+def _take_turn(cache: Path, lock: IO) -> None:
+    """Lock a cache, and say so where another run holds it up."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("%s: another run decodes into it; waiting for that to end", cache)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _identify(source: Source) -> tuple[int, tuple]:
@@ -197,11 +208,11 @@ def _fill(
     with bar, tempfile.TemporaryDirectory(prefix=".decoding-", dir=cache) as scratch:
         while tasks:
             # In rounds: a file that kills one decoder's process is tried by the next one after.
-            untried, again = dict.fromkeys(tasks), []
+            untried, again = {task.entry: task for task in tasks}, []
             nvdec_failures = 0
             with closing(_decode_apart(tasks, Path(scratch), workers, settings, run)) as outcomes:
                 for task, target, rate, reason in outcomes:
-                    del untried[task]
+                    del untried[task.entry]
                     if task.decoder == "NVDEC":
                         nvdec_failures += 1 if reason else -1
                     if reason is None:
@@ -219,7 +230,7 @@ def _fill(
                         break
             tasks = again + [
                 task.after("it fails on most files") if task.decoder == "NVDEC" else task
-                for task in untried
+                for task in untried.values()
             ]
     return skipped
 
@@ -239,47 +250,36 @@ def _decode_apart(
 
     Yields the task, its file of frames, their rate, and the reason it failed or None.
     """
-    while tasks:
-        processes = min(workers, len(tasks))
-        if any(task.decoder == "NVDEC" for task in tasks):
-            processes = min(processes, _NVDEC_PROCESSES)
-        threads = min(max(1, len(os.sched_getaffinity(0)) // processes), _MOST_THREADS)
-        settings = replace(settings, threads=threads)
-        pool = ProcessPool(max_workers=processes, context=multiprocessing.get_context("spawn"))
-        lost = []
-        try:
-            futures = {}
-            for task in tasks:
+    count = min(workers, len(tasks))
+    if any(task.decoder == "NVDEC" for task in tasks):
+        count = min(count, _NVDEC_PROCESSES)
+    threads = min(max(1, len(os.sched_getaffinity(0)) // max(1, count)), _MOST_THREADS)
+    settings = replace(settings, threads=threads)
+    waiting = deque(tasks)
+    with closing(Processes(count)) as processes:
+        while waiting or not processes.idle:
+            while waiting and processes.hungry:
+                task = waiting.popleft()
                 target = scratch / task.entry.name
                 arguments = (task.source.path, target, task.decoder, settings)
-                futures[pool.schedule(run, arguments, timeout=task.limit)] = task, target
-            for future in as_completed(futures):
-                task, target = futures[future]
-                rate = reason = None
-                try:
-                    rate = future.result()
-                except UndecodableError as error:
-                    reason = str(error)
-                # Both are OSErrors in Python, as a full disk is: that one passes through.
-                except TimeoutError:
-                    reason = f"{task.decoder} hung: stopped after {task.limit:.0f} s"
-                except ProcessExpired as error:
-                    reason = f"{task.decoder} crashed ({death(error.exitcode)})"
-                except BrokenProcessPool:
-                    lost.append(task)
+                processes.submit((task, target), run, arguments, task.limit)
+            (task, target), outcome = processes.next()
+            rate = reason = None
+            try:
+                rate = outcome.result()
+            except UndecodableError as error:
+                reason = str(error)
+            except HungError:
+                reason = f"{task.decoder} hung: stopped after {task.limit:.0f} s"
+            except ProcessDiedError as error:
+                if error.from_outside and task.deaths + 1 < _ATTEMPTS:
+                    _log.info(
+                        "%s: again, %s was killed (%s)", task.source.path, task.decoder, error
+                    )
+                    waiting.append(replace(task, deaths=task.deaths + 1))
                     continue
-                yield task, target, rate, reason
-        finally:
-            pool.stop()
-            pool.join()
-        # A worker that dies before its task is on record breaks the pool: what was left is tried
-        # again, as long as that leads on.
-        if len(lost) == len(tasks):
-            raise UserError(
-                "the processes that decode videos are killed as they start; is memory short?"
-                " Free some memory and try again"
-            )
-        tasks = lost
+                reason = f"{task.decoder} crashed ({error})"
+            yield task, target, rate, reason
 
 
 def _decode_within(
@@ -304,16 +304,18 @@ def limit_memory(memory: int | None = MEMORY) -> None:
 
 def _check_that_processes_start() -> None:
     """A spawned process runs the main script anew: one without a guard would open videos again."""
-    probe = multiprocessing.get_context("spawn").Process(target=int)
-    probe.start()
-    probe.join()
+    for _ in range(STARTS):
+        probe = multiprocessing.get_context("spawn").Process(target=int, daemon=True)
+        probe.start()
+        probe.join(STARTING)
+        probe.kill()
+        probe.join()
+        if probe.exitcode >= 0:  # not killed
+            break
+    else:
+        raise UserError(STARTLESS)
     if probe.exitcode:
         raise UserError(
             "no process to decode videos in can be started: a script must open them under"
             " if __name__ == '__main__':"
         )
-
-
-def death(exitcode: int) -> str:
-    """Return what a process died of, in a word."""
-    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

@@ -24,6 +24,7 @@ from .frames import Frames
 from .resident import Cache, Resident, choose_place
 from .search import Found, Source, find_sources, natural_key
 from .shards import open_npy, open_tar
+from .stalls import attended
 from .strips import Strip, measure_strips
 
 if TYPE_CHECKING:
@@ -290,12 +291,16 @@ def _open(
 
     if to_decode := [source for source in sources if source.kind in ("video", "images")]:
         add(*decode(to_decode))
-    add(*measure_strips(source for source in sources if source.kind == "strip"))
-    for source in sources:
-        if source.kind == "npy":
-            add(*open_npy(source))
-        elif source.kind == "tar":
-            add(*open_tar(source))
+
+    def others() -> None:
+        add(*measure_strips(source for source in sources if source.kind == "strip"))
+        for source in sources:
+            if source.kind == "npy":
+                add(*open_npy(source))
+            elif source.kind == "tar":
+                add(*open_tar(source))
+
+    attended(others)
     return opened, skipped
 
 

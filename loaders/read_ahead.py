@@ -10,10 +10,9 @@ from contextlib import suppress
 from threading import Thread
 from typing import Generic, TypeVar
 
-from vgan_fast.errors import UserError
+from .stalls import SECONDS, stuck
 
 BATCHES = 3  # being read, or read and waiting
-SECONDS = 60  # until a read counts as stuck
 
 Job = TypeVar("Job")
 Read = TypeVar("Read")
@@ -63,10 +62,7 @@ class ReadAhead(Generic[Job, Read]):
             try:
                 results.append(future.result(self._seconds))
             except TimeoutError:
-                raise UserError(
-                    f"{self._name(job)}: reading it has not ended within {self._seconds:g} s;"
-                    " is its disk or network share still there?"
-                ) from None
+                raise stuck(self._name(job), self._seconds) from None
         self._schedule()
         return results
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from vgan_fast.errors import UserError
 
+from .stalls import attended, reading
 from .strips import BrokenStripError, image_size
 
 Kind = Literal["video", "images", "strip", "tar", "npy"]
@@ -108,10 +109,15 @@ def find_sources(data: Path, passed_over: Path) -> Found:
 
     Raises:
         UserError: `data` is missing, holds nothing usable, holds frames and strips together, or
-            is a list with a line that cannot be followed.
+            is a list with a line that cannot be followed; or a folder or file is stuck.
     """
+    return attended(lambda: _found(data, passed_over))
+
+
+def _found(data: Path, passed_over: Path) -> Found:
     ignored: Counter[str] = Counter()
     order: list[str] | None = None
+    reading(data)
     # os.path, unlike Path, answers "no" for what may not be looked at or is too long a name.
     if os.path.isfile(data / PREPARED):
         if os.path.isdir(data / PARTS) or not os.path.isdir(data / "train"):
@@ -189,6 +195,7 @@ def _search(data: Path, passed_over: Path, ignored: Counter[str]) -> list[Source
     sources = []
     entered = {passed_over.resolve()}
     for root, folders, names in os.walk(data, onerror=refuse, followlinks=True):
+        reading(Path(root))
         entered.add(Path(root).resolve())
         # A training run, by TensorBoard's file in it: its own pictures are no data. Nor are what is
         # made of other files.
@@ -253,6 +260,7 @@ def _read_list(data: Path) -> tuple[list[Source], list[str] | None]:
         ]
     entries, missing, first_missing = [], 0, ""
     for number, line in _lines(data):
+        reading(data)
         labelled = re.fullmatch(r"(.*\S)\s+([0-9]{1,9})", line)
         readings = [(line, None)]
         if labelled:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .frames import Frames
 from .search import Source
+from .stalls import reading
 from .strips import MIN_SIDE, BrokenStripError, Strip, measure_image
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def open_tar(source: Source) -> tuple[list[Strip], dict[Path, str]]:
     writes it, saves time; one that does not fit is ignored, with a warning in the log.
     """
     strips = []
+    reading(source.path)
     try:
         with _TarHeaders(source.path) as tar:
             members, skipped = _members(source.path, tar)
@@ -82,6 +84,7 @@ def open_tar(source: Source) -> tuple[list[Strip], dict[Path, str]]:
                 if extension not in _IMAGES:
                     continue
                 member = Path(f"{source.path}:{name}")
+                reading(member)
                 try:
                     label = _label(tar.fileno(), key, labels) or source.label
                     frames = measure_image(tar.fileno(), offset, size)
@@ -120,6 +123,7 @@ def _indexed(index: Path, tar: _TarHeaders) -> dict[str, _Span]:
     members = {}
     end = 0
     for number, line in enumerate(lines, start=2):
+        reading(index)
         fields = line.split(" ")
         if len(fields) % 4:  # a name with a space, or an older version
             raise _BadIndexError(f"line {number}: not an extension, offset, size and name each")
@@ -161,6 +165,7 @@ def _scanned(path: Path, tar: _TarHeaders) -> tuple[dict[str, _Span], dict[Path,
             fileobj=tar, mode="r:", encoding="utf-8", errors="backslashreplace"
         ) as archive:
             while member := archive.next():
+                reading(path)
                 archive.members.clear()  # or it would keep them all
                 tar.left = _MEMBER_HEADER
                 # A negative size would lead back, and round in a circle.
@@ -228,6 +233,7 @@ def open_npy(source: Source) -> tuple[list[Frames], dict[Path, str]]:
 
     Nothing but the header is read. An array that cannot be used is returned with the reason.
     """
+    reading(source.path)
     try:
         with open(source.path, "rb") as file:
             header = io.BytesIO(file.read(_NPY_HEADER))

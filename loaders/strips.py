@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .pixels import as_rgb
+from .stalls import reading
 
 if TYPE_CHECKING:
     from .search import Source
@@ -72,6 +73,7 @@ def measure_strips(sources: Iterable[Source]) -> tuple[list[Strip], dict[Path, s
     """
     strips, skipped = [], {}
     for source in sources:
+        reading(source.path)
         try:
             with open(source.path, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size

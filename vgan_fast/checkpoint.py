@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vgan_fast.errors import UserError
-from vgan_fast.files import remove_unfinished, written_whole
+from vgan_fast.files import explained, remove_unfinished, written_whole
 from vgan_fast.interchange.layout import is_published, read_description, read_weights
 from vgan_fast.settings import Settings
 
@@ -54,9 +54,10 @@ def save_checkpoint(
             torch.save({**state, "step": step}, file)
         settings.save(folder / SETTINGS)
         hashes = {name: _sha256(folder / name) for name in (WEIGHTS, STATE, SETTINGS)}
-        (folder / HASHES).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
-    for old in list_checkpoints(run)[: -settings.keep]:
-        shutil.rmtree(old)
+        (folder / HASHES).write_bytes(_as_text(hashes))
+    with explained(target.parent):
+        for old in list_checkpoints(run)[: -settings.keep]:
+            shutil.rmtree(old)
     return target
 
 
@@ -161,19 +162,40 @@ def load_state(path: Path) -> dict:
 
 def _check(path: Path) -> None:
     """Refuse a checkpoint any byte of which is missing or changed."""
+    broken = _broken(path)
+    if broken is None:
+        return
+    remedy, worse = "there is no earlier one that is whole", [path.name]
+    earlier = [p for p in list_checkpoints(path.parent.parent) if p.name < path.name]
+    for other in reversed(earlier):
+        if _broken(other) is None:
+            remedy = f"remove {' and '.join(worse)} to go on from {other.name}"
+            break
+        worse.append(other.name)
+    raise UserError(f"{path / broken}: is missing, truncated or corrupt; {remedy}")
+
+
+def _broken(path: Path) -> str | None:
+    """The first file of a checkpoint that is not as it was written."""
+    found = {}
+    for name in (WEIGHTS, STATE, SETTINGS):
+        try:
+            found[name] = _sha256(path / name)
+        except OSError:
+            return name
     try:
-        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
-        broken = [
-            name for name in (WEIGHTS, STATE, SETTINGS) if hashes[name] != _sha256(path / name)
-        ]
+        stored = (path / HASHES).read_bytes()
+        expected = json.loads(stored)
+        changed = [name for name, digest in found.items() if expected[name] != digest]
     except (OSError, ValueError, KeyError, TypeError):
-        broken = [HASHES]
-    if broken:
-        earlier = [p for p in list_checkpoints(path.parent.parent) if p.name < path.name]
-        remedy = "there is no earlier one"
-        if earlier:
-            remedy = f"remove {path.name} to go on from {earlier[-1].name}"
-        raise UserError(f"{path / broken[0]}: is missing, truncated or corrupt; {remedy}")
+        return HASHES
+    if not changed and stored != _as_text(found):
+        changed = [HASHES]
+    return next(iter(changed), None)
+
+
+def _as_text(hashes: dict[str, str]) -> bytes:
+    return json.dumps(hashes, indent=2).encode() + b"\n"
 
 
 def _sha256(path: Path) -> str:

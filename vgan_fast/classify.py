@@ -140,6 +140,7 @@ def _of_classifiers(of_run: "Settings", options: Options, device: str) -> "Setti
             device=device,
             precision="auto",
             graph=None,
+            on_nan="stop",
         )
     )
 

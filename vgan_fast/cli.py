@@ -1,17 +1,20 @@
 """What the command line programs share."""
 
+import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
 import threading
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import click
 
 from vgan_fast.errors import UserError
+from vgan_fast.files import FULL
 
 
 class _InOneLine:
@@ -24,28 +27,45 @@ class _InOneLine:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # File names need not be valid UTF-8.
                 stream.reconfigure(errors="backslashreplace")
+        came: list[int] = []
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-        except click.ClickException as error:
-            if first:
-                print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
-            status = 2
-        except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
-            if first:
-                print("error: interrupted", file=sys.stderr)
-            status = 130
-        except (MemoryError, RuntimeError) as error:
-            # PyTorch's CPU allocator raises a plain RuntimeError.
-            lacking = ("out of memory", "allocate memory", "enough memory")
-            if not isinstance(error, MemoryError) and not any(s in str(error) for s in lacking):
-                raise
-            options = "--batch-size, --count, --width or --size"
-            print(f"error: out of memory: lower {options}", file=sys.stderr)
-            status = 2
+            with _interrupted_by_signals(came):
+                status = super().main(*args, **{**kwargs, "standalone_mode": False})
+                sys.stdout.flush()  # or Python itself complains of a full disk as it ends
+        except SystemExit:
+            raise
+        except BaseException as error:
+            status = _reported(error, came, first)
         sys.exit(status)
+
+
+def _reported(error: BaseException, came: list[int], first: bool) -> int:
+    """Say in one line what ended a program, and return its status; raise what is a fault of ours.
+
+    `came` are the signals that interrupted it: they may have come out of a library as something
+    other than `KeyboardInterrupt`. Of torchrun's processes only the first says what all would.
+    """
+    status, line, of_all = 2, None, False
+    if came or isinstance(error, (click.Abort, KeyboardInterrupt)):
+        status, line, of_all = 128 + (came or [signal.SIGINT])[0], "interrupted", True
+    elif isinstance(error, UserError):
+        line = str(error)
+    elif isinstance(error, click.ClickException):
+        line, of_all = f"{error.format_message()} (see --help)", True
+    elif isinstance(error, OSError) and error.errno in FULL:
+        line = f"{error.filename or 'standard output'}: the disk is full; free some space"
+        sys.stdout = None  # what it still holds would fail once more
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    elif isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(s in str(error) for s in ("out of memory", "allocate memory", "enough memory"))
+    ):
+        line = "out of memory: lower --batch-size, --count, --width or --size"
+    if line is None:
+        raise error
+    if first or not of_all:
+        print(f"error: {line}", file=sys.stderr)
+    return status
 
 
 class Program(_InOneLine, click.Command):
@@ -75,6 +95,37 @@ class SharedProgram(Program):
 
 class Programs(_InOneLine, click.Group):
     """A group of commands that report as a `Program` does."""
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals(came: list[int]) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: processes are stopped and half-written files removed.
+
+    The signals that come are added to `came`.
+    """
+
+    def interrupt(number: int, _frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def repeat(lost: object) -> None:
+        # In a finaliser Python reports an interruption and drops it.
+        if came and issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, os.kill, (os.getpid(), came[-1])).start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    hook, sys.unraisablehook = sys.unraisablehook, repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class RunPath(click.Path):

@@ -1,6 +1,6 @@
 """One step of training STGConvNet: Langevin steps of its chains, then one of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,10 @@ class EnergyLearning(Step):
         if self.settings.metropolis:
             losses["accepted"] = accepted
         return losses
+
+    def _undone(self) -> Iterator[Tensor]:
+        # Noise goes on: chains that it led astray would only take the same way again.
+        return (kept for kept in super()._undone() if kept is not self.chains.moment)
 
     def _known_mean(self) -> float:
         if self._mean is None:

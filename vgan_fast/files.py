@@ -2,13 +2,20 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from vgan_fast.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a limit on a file's size
+_SCRATCH = ".part"  # ends the name of a folder that something is being written in
+_LEFT = 60  # seconds after which such a folder that nobody holds is what a killed program left
+_cleared: set[Path] = set()  # folders that this process has looked through for those
 
 
 @contextlib.contextmanager
@@ -27,9 +34,10 @@ def written_whole(
     """
     with explained(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path.parent)
         # Renaming is only atomic within one file system, so the temporary lies beside its target.
-        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    part = scratch / path.name
+        scratch = Path(tempfile.mkdtemp(_SCRATCH, f".{path.name}-", path.parent))
+    part, held = scratch / path.name, _hold(scratch)
     try:
         with explained(path, remedy):
             if folder:
@@ -41,6 +49,8 @@ def written_whole(
             _flush(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 def refuse_unwritable(path: Path, remedy: str = "choose another --out") -> None:
@@ -70,11 +80,40 @@ def explained(path: Path, remedy: str = "choose another --out") -> Iterator[None
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             reason, remedy = "the disk is full", f"free some space or {remedy}"
         else:
             reason = f"cannot be written ({(error.strerror or str(error)).lower()})"
         raise UserError(f"{path}: {reason}; {remedy}") from error
+
+
+def _hold(scratch: Path) -> int | None:
+    """Lock a folder for as long as this process lives; None where the file system cannot."""
+    try:
+        descriptor = os.open(scratch, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what programs that were killed have left in a folder, once in a process's life."""
+    if folder in _cleared:
+        return
+    _cleared.add(folder)
+    for scratch in folder.glob(f".*-*{_SCRATCH}"):
+        with contextlib.suppress(OSError):  # another process was quicker
+            if time.time() - scratch.stat().st_mtime < _LEFT:
+                continue
+            held = _hold(scratch)
+            if held is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+                os.close(held)
 
 
 def _flush(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -147,7 +146,6 @@ def main(videos: tuple[Path, ...], out: Path, **options) -> int:
         check_scenes(scenes)  # what is wrong with it is better said here than by every process
     planned = plan(list(videos), out.absolute(), recipe, packing)
     print(f"{len(planned.videos)} videos below {planned.root}; set in {out}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(planned, options["engine"], options["workers"] or len(os.sched_getaffinity(0)))
         outcome = read_outcome(out)

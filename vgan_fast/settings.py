@@ -153,6 +153,14 @@ class Settings:
         "run each step as one CUDA graph  [default: on a GPU, but for --backend reference and "
         "--precision fp16]",
     )
+    on_nan: Literal["stop", "skip"] = _option(
+        "stop",
+        "a loss that is not finite stops the run, or its step is skipped: weights, moments and "
+        "statistics stay as they were (takes memory for a copy of them)",
+    )
+    skip_limit: int = _option(
+        10, "steps that --on-nan skip passes over one after the other before it stops all the same"
+    )
     seed: int = _option(0, "seed of weights, latents and data order")
     sample_every: int = _option(500, "steps between pictures")
     checkpoint_every: int = _option(500, "steps between checkpoints")
@@ -355,6 +363,7 @@ _BOUNDS = {
     "mask_penalty": (0, 10**6),
     "min_frames": (1, 10**9),
     "stride": (1, 1000),
+    "skip_limit": (1, 10**9),
     "seed": (0, 2**62 - 1),
     "sample_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),

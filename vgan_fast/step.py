@@ -1,7 +1,7 @@
 """What the training steps of all tasks share: optimisers, random state, precision, the graph."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.graph import CudaGraph, Graph, Replayed
 from vgan_fast.kernels.frames.reference import normalise_frames
 from vgan_fast.settings import Settings
+from vgan_fast.skipping import Skipping
 from vgan_fast.synchronised import synchronise_norms
 
 WATCHED = 16  # clips kept for pictures
@@ -34,6 +35,7 @@ class Step(abc.ABC):
     Attributes:
         remedy: what to do where losses or weights are no longer finite.
         read_every: steps between reading losses, which waits for the device.
+        skipping: with `settings.on_nan` "skip", what undoes steps that are not finite; else None.
     """
 
     remedy = "train again with a lower --lr"
@@ -58,6 +60,7 @@ class Step(abc.ABC):
         }
         # One for all, as PyTorch advises: an overflow in any lowers the scale of all.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.skipping = Skipping(self.device, ranks) if settings.on_nan == "skip" else None
         self._one = torch.ones((), device=self.device)
         self.random = torch.Generator(self.device).manual_seed(settings.seed)
         self._make_graph = make_graph
@@ -86,11 +89,14 @@ class Step(abc.ABC):
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on but the weights: tensors and plain values."""
-        return {
+        state = {
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "random": self.random.get_state(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.skipping:
+            state["skipped"] = int(self.skipping.total)
+        return state
 
     def load_state_dict(self, state: dict) -> None:
         """Take back what `state_dict` gave."""
@@ -104,6 +110,8 @@ class Step(abc.ABC):
                         moments[key] = torch.empty_like(parameter).copy_(value)
         self.random.set_state(state["random"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # Older runs have none and need none.
+        if self.skipping:
+            self.skipping.total.fill_(state.get("skipped", 0))
         # The optimisers now hold other tensors than those that a graph would write to.
         self._run = self._captured_later()
 
@@ -113,9 +121,19 @@ class Step(abc.ABC):
         return isinstance(self._run, Replayed) and self._run.captured
 
     def _captured_later(self) -> Callable[..., dict[str, Tensor]]:
+        train = self.skipping.guarded(self._train, self._undone) if self.skipping else self._train
         if not self.settings.graph:
-            return self._train
-        return Replayed(self._train, self._make_graph(self.device), [self.random])
+            return train
+        return Replayed(train, self._make_graph(self.device), [self.random])
+
+    def _undone(self) -> Iterator[Tensor]:
+        """What a skipped step leaves as it was; random numbers go on, and so does a loss scale."""
+        for network in self.networks.values():
+            yield from network.parameters()
+            yield from network.buffers()
+        for optimizer in self.optimizers.values():
+            for of_parameter in optimizer.state.values():
+                yield from (kept for kept in of_parameter.values() if isinstance(kept, Tensor))
 
     def _clips(self, frames: Tensor) -> Tensor:
         """Frames uint8 (N, T, H, W, 3) as clips (N, 3, T, H, W) in [-1, 1]."""

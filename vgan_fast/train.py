@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import click
 
 from vgan_fast.cli import SharedProgram, options_of
 from vgan_fast.errors import UserError
-from vgan_fast.files import explained
+from vgan_fast.files import explained, written_whole
 from vgan_fast.settings import PRESETS, Settings
 
 # PyTorch and DALI are imported where they are used: processes that decode videos run this file's
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 # Settings that a resumed run may change: how long, where from and how, not what.
 CHANGEABLE = {
-    "graph",
+    *("graph", "on_nan", "skip_limit"),
     *("steps", "sample_every", "checkpoint_every", "keep"),
     *("data", "cache", "decoded", "workers"),
 }
@@ -96,7 +98,7 @@ def _train(
     from vgan_fast.data import describe_data, open_data
     from vgan_fast.device import configure, default_preset, resolved
     from vgan_fast.restart import begun_before, newest_whole, note_job
-    from vgan_fast.trainer import train
+    from vgan_fast.trainer import strip_of, train
 
     if resume and preset:
         raise UserError("--preset: a resumed run keeps its settings; leave the option out")
@@ -131,12 +133,15 @@ def _train(
         say(_described(settings, step), data_described, sep="\n")
         return 0
     finished, position, data = restore(step, checkpoint) if checkpoint else (0, 0, None)
-    if finished >= settings.steps and begun is not None:
+    drawn = ranks.decided("drawn", lambda: "yes" * strip_of(out, finished).exists())
+    # Without its last picture a run was killed after its last checkpoint.
+    complete = finished > settings.steps or (finished == settings.steps and drawn)
+    if complete and begun is not None:
         say(f"{out}: had all its {finished} steps when a process of it died")
         return 0
     if begun is not None:
         say(f"a process died: going on from {checkpoint or 'the start'}")
-    if finished >= settings.steps:
+    if complete:
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
     with contextlib.closing(open_data(settings, out, position, ranks=ranks)) as clips:
@@ -154,6 +159,8 @@ def _train(
             _profile(step, clips, out, ranks)
             return 0
         stopped = train(step, clips, settings, out, finished, ranks)
+    if step.skipping and (skipped := int(step.skipping.total)):
+        say(f"skipped {skipped} steps whose losses or weights were not finite")
     if stopped:
         say(f"stopped and saved; continue with: python -m vgan_fast.train --resume --out {out}")
         return 128 + stopped
@@ -275,8 +282,11 @@ def _profile(step: "Step", clips: "ClipSource", out: Path, ranks: "Ranks") -> No
             step(clips.next_batch())
     if not ranks.first:
         return
-    with explained(out):
-        profile.export_chrome_trace(str(out / "trace.json"))
+    with written_whole(out / "trace.json") as part:
+        profile.export_chrome_trace(str(part))
+        written = part.read_bytes() if part.exists() else b""
+        if not written.rstrip().endswith(b"}"):  # PyTorch passes over a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
     print(f"trace of {PROFILED} steps: {out / 'trace.json'}")
 

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from vgan_fast.checkpoint import save_checkpoint
 from vgan_fast.distributed import ALONE, Ranks
 from vgan_fast.errors import UserError
-from vgan_fast.files import explained
+from vgan_fast.files import explained, remove_unfinished
 from vgan_fast.pictures import as_frames, encode, film_strip, stream_rows, write_picture
 from vgan_fast.settings import Settings
+from vgan_fast.skipping import Skipping
 
 ROWS = 4  # samples in a picture
 
@@ -30,6 +31,7 @@ class TrainingStep(Protocol):
     networks: dict[str, nn.Module]
     remedy: str
     read_every: int
+    skipping: Skipping | None
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return scalars on the device, good until the next call."""
@@ -83,8 +85,11 @@ def train(
         finished step is saved.
 
     Raises:
-        UserError: when a loss is no longer finite or an output cannot be written.
+        UserError: when a loss is not finite, or with `--on-nan skip` when `settings.skip_limit`
+            steps were skipped one after the other; when an output cannot be written.
     """
+    if ranks.first:
+        remove_unfinished(run / "pictures", "step-*")
     pace = _Pace(finished)
     bar = tqdm(
         total=settings.steps,
@@ -100,6 +105,8 @@ def train(
             _refuse_broken_weights(step, done)
             if not ranks.first:
                 return
+            with explained(run):
+                writer.flush()  # A run that is killed later has its history up to here.
             state = {
                 "task": step.state_dict(),
                 "position": clips.position,
@@ -113,12 +120,17 @@ def train(
             streams = step.sample(ROWS)
             animation = stream_rows(streams, ROWS)
             write_picture(run / "pictures" / f"step-{done:08d}.gif", animation)
-            strip = film_strip(as_frames(streams["video"]))
-            write_picture(run / "pictures" / f"step-{done:08d}.png", strip)
             with explained(run):
                 _add_animation(writer, "samples", animation, done)
+                writer.flush()
+            write_picture(strip_of(run, done), film_strip(as_frames(streams["video"])))
+
+        def is_sampled(done: int) -> bool:
+            return done % settings.sample_every == 0 or done == settings.steps
 
         done, caught = finished, 0
+        if done and is_sampled(done) and not strip_of(run, done).exists():
+            picture(done)  # Which a run that was killed after its checkpoint still owes.
         while done < settings.steps and not caught:
             losses = step(pace.fetch(clips))
             done += 1
@@ -126,14 +138,19 @@ def train(
             if done % step.read_every == 0 or done == settings.steps:
                 means = ranks.means(losses)
                 with explained(run):
-                    _report(means, pace, bar, writer, done, settings.batch_size, step.remedy)
+                    _report(step, means, pace, bar, writer, done, settings)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 pace.pause(save, done)  # Before the picture, which may fail.
-            if done % settings.sample_every == 0 or done == settings.steps:
+            if is_sampled(done):
                 pace.pause(picture, done)
             caught = ranks.largest(signals.caught or 0)
         save(done)
     return caught or None
+
+
+def strip_of(run: Path, step: int) -> Path:
+    """The film strip of the samples after that many steps: the last that is written of them."""
+    return run / "pictures" / f"step-{step:08d}.png"
 
 
 @contextlib.contextmanager
@@ -179,25 +196,40 @@ class _Pace:
 
 
 def _report(
+    step: TrainingStep,
     losses: dict[str, Tensor],
     pace: _Pace,
     bar: tqdm,
     writer: SummaryWriter | None,
     done: int,
-    batch_size: int,
-    remedy: str,
+    settings: Settings,
 ) -> None:
     values = {name: float(value) for name, value in losses.items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        raise UserError(f"the loss '{broken[0]}' is not finite at step {done}: {remedy}")
+    skipped = ""
+    if step.skipping:
+        longest, total = int(step.skipping.longest), int(step.skipping.total)
+        if longest >= settings.skip_limit:
+            raise UserError(
+                f"{longest} steps one after the other were skipped by step {done}, their losses or "
+                f"weights not finite: {step.remedy}, or resume the run with a larger --skip-limit"
+            )
+        skipped = f", {total} skipped" if total else ""
+        values = {name: value for name, value in values.items() if name not in broken}
+    elif broken:
+        raise UserError(
+            f"the loss '{broken[0]}' is not finite at step {done}: {step.remedy}, or resume the "
+            "run with --on-nan skip"
+        )
     if writer is None:
         return
+    if step.skipping:
+        writer.add_scalar("skipped", total, done)
     steps_per_second, wait = pace.read(done)
-    rates = {"clips/s": steps_per_second * batch_size, "data wait": wait}
+    rates = {"clips/s": steps_per_second * settings.batch_size, "data wait": wait}
     bar.set_postfix_str(
         " ".join(f"{name} {value:.3f}" for name, value in values.items())
-        + f" | {rates['clips/s']:.1f} clips/s, data wait {wait:.0%}"
+        + f" | {rates['clips/s']:.1f} clips/s, data wait {wait:.0%}{skipped}"
     )
     for name, value in values.items():
         writer.add_scalar(f"loss/{name}", value, done)

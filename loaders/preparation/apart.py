@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from pebble import ProcessExpired, ProcessPool
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import remove_unfinished
 
-from ..cache import DECODER_ORDER, MEMORY, death, limit_memory, time_limit
+from ..cache import DECODER_ORDER, MEMORY, limit_memory, time_limit
 from ..decoders import UndecodableError
+from ..processes import HungError, ProcessDiedError, Processes
 from ..search import Kind
 from .scenes import SceneClassifier, SceneFilter
 from .video import Recipe, prepare_video, write_record
 
 _SLOWER = 10  # than decoding alone, by which a video may be prepared before it counts as hung
-# Deaths that come from outside, such as an operator's or the kernel's for want of memory: they say
-# nothing of the file, which is tried again.
-_KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_ATTEMPTS = 5
+_ATTEMPTS = 5  # on a video over which its process is killed from outside
 _LOADING = 120  # seconds that a scene classifier may take to load and to run once
-_AHEAD = 2  # tasks that wait for each process
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +43,20 @@ def check_scenes(scenes: SceneFilter) -> None:
     Raises:
         UserError: it cannot be loaded or used.
     """
-    pool = _pool(1)
-    try:
-        pool.schedule(_load_scenes, (scenes,), timeout=_LOADING).result()
-    except (ProcessExpired, BrokenProcessPool, TimeoutError):
-        raise UserError(
-            f"{scenes.model}: OpenCV crashes or hangs over it; it is damaged, export it anew"
-        ) from None
-    finally:
-        pool.stop()
-        pool.join()
+    with closing(_processes(1)) as processes:
+        processes.submit(scenes, _load_scenes, (scenes,), _LOADING)
+        try:
+            processes.next()[1].result()
+        except (ProcessDiedError, HungError):
+            raise UserError(
+                f"{scenes.model}: OpenCV crashes or hangs over it; it is damaged, export it anew"
+            ) from None
 
 
-def _pool(processes: int) -> ProcessPool:
+def _processes(count: int) -> Processes:
     # Before they import OpenCV, whose complaints would only repeat what is reported by name.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    context = multiprocessing.get_context("spawn")
-    return ProcessPool(max_workers=processes, context=context)
+    return Processes(count)
 
 
 def _load_scenes(scenes: SceneFilter) -> None:
@@ -80,8 +67,7 @@ class Apart:
     """Processes that prepare videos."""
 
     def __init__(self, processes: int):
-        self._processes = processes
-        self._pool = _pool(self._processes)
+        self._processes: Processes[Task] = _processes(processes)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """Yield each task as it is done, its part being whole.
@@ -93,57 +79,38 @@ class Apart:
         """
         waiting = (replace(task, decoders=DECODER_ORDER[task.kind]) for task in tasks)
         again: list[Task] = []
-        futures: dict[Future, Task] = {}
         while True:
-            while len(futures) < _AHEAD * self._processes:
+            while self._processes.hungry:
                 task = again.pop() if again else next(waiting, None)
                 if task is None:
                     break
-                futures[self._schedule(task)] = task
-            if not futures:
+                arguments = (task.source, task.kind, task.decoders[0], task.recipe, task.part)
+                limit = _SLOWER * time_limit(task.size)
+                self._processes.submit(task, _within_memory, arguments, limit)
+            if self._processes.idle:
                 return
-            done, _ = wait(futures, return_when=FIRST_COMPLETED)
-            broken = False
-            for future in done:
-                task = futures.pop(future)
-                try:
-                    future.result()
-                    yield task
-                except BrokenProcessPool:  # it died before its task was on record
+            task, outcome = self._processes.next()
+            try:
+                outcome.result()
+                yield task
+            except HungError:
+                yield from self._failed(task, f"{task.decoders[0]} hung", again)
+            except ProcessDiedError as error:
+                remove_unfinished(task.part.parent, task.part.name)
+                if error.from_outside:
                     again.append(_after_death(task))
-                    broken = True
-                except TimeoutError:
-                    yield from self._failed(task, f"{task.decoders[0]} hung", again)
-                except ProcessExpired as error:
-                    remove_unfinished(task.part.parent, task.part.name)
-                    if -error.exitcode in _KILLED:
-                        again.append(_after_death(task))
-                    else:
-                        reason = f"{task.decoders[0]} crashed ({death(error.exitcode)})"
-                        yield from self._failed(task, reason, again)
-                except UndecodableError as error:
-                    yield from self._failed(task, str(error), again)
-                except UserError:
-                    raise
-                except Exception as error:  # one video in millions must not end the run
-                    reason = f"{type(error).__name__}: {error}"
-                    yield from self._failed(task, reason, again)
-            if broken:
-                again += futures.values()
-                futures.clear()
-                self.close()
-                self._pool = _pool(self._processes)
+                else:
+                    yield from self._failed(task, f"{task.decoders[0]} crashed ({error})", again)
+            except UndecodableError as error:
+                yield from self._failed(task, str(error), again)
+            except UserError:
+                raise
+            except Exception as error:  # one video in millions must not end the run
+                yield from self._failed(task, f"{type(error).__name__}: {error}", again)
 
     def close(self) -> None:
         """Stop the processes, at once."""
-        self._pool.stop()
-        self._pool.join()
-
-    def _schedule(self, task: Task) -> Future:
-        arguments = (task.source, task.kind, task.decoders[0], task.recipe, task.part)
-        limit = _SLOWER * time_limit(task.size)
-        with _uninterrupted():  # the first starts processes
-            return self._pool.schedule(_within_memory, arguments, timeout=limit)
+        self._processes.close()
 
     def _failed(self, task: Task, reason: str, again: list[Task]) -> Iterator[Task]:
         """Let the next decoder try, or put down why none reads the video."""
@@ -153,26 +120,6 @@ class Apart:
             return
         write_record(task.part, {"failed": "; ".join(dict.fromkeys(reasons))})
         yield task
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put SIGINT and SIGTERM off: a process that is cut off from its parent at birth complains."""
-    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
-        yield
-        return
-    came: list[tuple] = []  # (signal, frame)
-    handlers = {
-        number: signal.signal(number, lambda *arguments: came.append(arguments))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for number, _ in came:
-        signal.raise_signal(number)
 
 
 def _after_death(task: Task) -> Task:
@@ -186,7 +133,6 @@ def _after_death(task: Task) -> Task:
 
 def _within_memory(*arguments) -> None:
     """Prepare a video in this process, which may take up to `MEMORY` bytes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     limit_memory()
     try:
         return prepare_video(*arguments)

@@ -5,12 +5,10 @@ What was filmed is decoded from the sources once more, by what the manifest tell
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import TimeoutError
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,16 +16,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained, remove_unfinished, written_whole
 
-from ..cache import DECODER_ORDER, MEMORY, death, limit_memory
+from ..cache import DECODER_ORDER, MEMORY, limit_memory
 from ..decode import DecodedFrames
 from ..decoders import Settings, UndecodableError
 from ..frames import Frames
+from ..processes import HungError, ProcessDiedError, Processes
 from ..search import Source
 from ..shards import open_npy, open_tar
 from ..strips import BrokenStripError, Strip, decode_strip
@@ -255,42 +253,27 @@ def _decode(films: list[_Film], plan: Plan) -> None:
     for film in films:
         if len(film.places):
             by_source[sources[film.told["source"]]].append(film)
-    pool = _pool()
-    try:
+    with closing(Processes(1, limit_memory)) as processes:
         # disable=None: no bar where stderr is not a terminal
         for source, of_it in tqdm(by_source.items(), "decoding again", disable=None, unit="file"):
             numbers = {number for film in of_it for number in film.numbers}
             reasons = []
             for decoder in DECODER_ORDER[source.kind]:
                 arguments = (source.path, decoder, plan.recipe, numbers)
-                future = pool.schedule(_filmed, arguments, timeout=_SECONDS)
+                processes.submit(source, _filmed, arguments, _SECONDS)
                 try:
-                    frames = future.result()
+                    frames = processes.next()[1].result()
                     for film in of_it:
                         film.filmed = np.stack([frames[number] for number in film.numbers])
                     break
                 except UndecodableError as error:
                     reasons.append(str(error))
-                except TimeoutError:
+                except HungError:
                     reasons.append(f"{decoder} takes over {_SECONDS} s")
-                except ProcessExpired as error:
-                    reasons.append(f"{decoder} crashed ({death(error.exitcode)})")
-                except BrokenProcessPool:  # the process died before its task was on record
-                    reasons.append(f"{decoder} crashed")
-                    pool.stop()
-                    pool.join()
-                    pool = _pool()
+                except ProcessDiedError as error:
+                    reasons.append(f"{decoder} crashed ({error})")
             for film in of_it:
                 film.missing = "; ".join(dict.fromkeys(reasons))
-    finally:
-        pool.stop()
-        pool.join()
-
-
-def _pool() -> ProcessPool:
-    """Return a process that a bad file may kill or hang."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPool(max_workers=1, initializer=limit_memory, context=context)
 
 
 def _filmed(source: Path, decoder: str, recipe: Recipe, numbers: set[int]) -> dict[int, np.ndarray]:

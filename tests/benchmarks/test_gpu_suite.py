@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from importlib.machinery import PathFinder
 
-ABSENT = ("av", "flask", "nvidia", "pebble", "playwright", "ray", "scenedetect", "simplejpeg",
+ABSENT = ("av", "flask", "nvidia", "playwright", "ray", "scenedetect", "simplejpeg",
           "waitress")
 found = PathFinder.find_spec
 

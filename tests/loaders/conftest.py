@@ -10,7 +10,7 @@ def _is_there(name: str) -> bool:
         return False
 
 
-NEEDED = ("nvidia.dali", "av", "cv2", "pebble", "PIL", "scenedetect", "simplejpeg")
+NEEDED = ("nvidia.dali", "av", "cv2", "PIL", "scenedetect", "simplejpeg")
 ABSENT = [name for name in NEEDED if not _is_there(name)]
 collect_ignore_glob = ["test_*.py", "preparation/*"] if ABSENT else []
 

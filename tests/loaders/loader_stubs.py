@@ -30,6 +30,16 @@ def crashes(source: Path, target: Path, decoder: str, settings: Settings) -> flo
     return decode_source(source, target, decoder, settings)
 
 
+def killed_once(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
+    """As by the kernel for want of memory; "bad…" is killed for ever, as if it took all of it."""
+    killed = source.with_name(f"{source.name}.killed")
+    if not killed.exists() or source.name.startswith("bad"):
+        target.write_bytes(b"half a file")
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode_source(source, target, decoder, settings)
+
+
 def hangs(source: Path, target: Path, decoder: str, settings: Settings) -> float | None:
     if not _is_spared(source, decoder):
         target.write_bytes(b"half a file")

@@ -113,6 +113,21 @@ def test_a_decoder_that_dies_costs_its_file_only(tmp_path, stub, reason):
     assert len(list(cache.glob("*.npy"))) == 3
 
 
+def test_a_decoder_killed_from_outside_tries_the_file_again(tmp_path):
+    """The same one: another might give other pixels, and images have no other."""
+    sources = [write_images(tmp_path / "images", 3), write_video(tmp_path / "a.mp4", frames=5)]
+    sources.append(write_video(tmp_path / "bad.mp4", frames=5))
+    cache, whole = tmp_path / "cache", tmp_path / "whole"
+    found, skipped = decode(sources, cache, decode=loader_stubs.killed_once)
+    assert {path.name: text for path, text in skipped.items()} == {
+        "bad.mp4": "PyAV crashed (SIGKILL); OpenCV crashed (SIGKILL)"
+    }
+    expected, _ = decode(sources[:2], whole)
+    for frames, others in zip(found, expected, strict=True):
+        assert np.array_equal(frames.read(0, frames.length), others.read(0, others.length))
+    assert left_behind(cache) == [".decoded"]
+
+
 def test_pyav_takes_over_where_opencv_gets_nothing(tmp_path):
     path = write_video(tmp_path / "a.mkv", "libsvtav1", 12, (64, 64))
     (video,), _ = decode([path], tmp_path / "cache")

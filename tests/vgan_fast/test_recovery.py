@@ -139,7 +139,7 @@ def test_losses_are_reported_on_the_way():
 
 
 def test_the_program_restores_a_video(tmp_path):
-    pytest.importorskip("pebble")  # as on a bare GPU machine, where no video is read
+    pytest.importorskip("av")  # as on a bare GPU machine, where no video is read
     from vgan_fast import restore
 
     video, out, strip = tmp_path / "v.mp4", tmp_path / "restored.mp4", tmp_path / "strip.png"

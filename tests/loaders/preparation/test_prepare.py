@@ -190,6 +190,7 @@ def test_interrupted_it_says_how_to_go_on(videos, tmp_path):
     )
     while not (tmp_path / "set/.preparing").exists():
         assert process.poll() is None
+        time.sleep(0.02)
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130

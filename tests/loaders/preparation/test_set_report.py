@@ -11,8 +11,6 @@ import shutil
 import signal
 import tarfile
 from collections import Counter
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -349,37 +347,6 @@ def dies_or_hangs(source, decoder, *arguments):
     if decoder == "Pillow":
         signal.pause()
     return report._filmed(source, decoder, *arguments)
-
-
-def test_a_process_that_dies_before_its_task_is_on_record_costs_one_attempt(planned, monkeypatch):
-    started = []
-
-    class Pool:
-        """Breaks over its first task; another one does what it is given."""
-
-        def __init__(self):
-            started.append(self)
-
-        def schedule(self, function, arguments, timeout):
-            future = Future()
-            if self is started[0]:
-                future.set_exception(BrokenProcessPool())
-            else:
-                future.set_result(function(*arguments))
-            return future
-
-        def stop(self):
-            self.stopped = True
-
-        def join(self):
-            assert self.stopped
-
-    monkeypatch.setattr(report, "_pool", Pool)
-    asked = first_frames()
-    report._decode(list(asked.values()), planned)
-    assert [film.missing for film in asked.values()] == ["PyAV crashed", "", ""]
-    assert all(len(film.filmed) == 3 for film in asked.values())
-    assert [pool.stopped for pool in started] == [True, True]
 
 
 def test_frames_beyond_the_end_are_missing(videos):
