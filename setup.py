@@ -74,6 +74,7 @@ setup(
         "tqdm>=4.66,<5",
         "tensorboard>=2.18,<3",
         "safetensors>=0.5,<1",
+        "msgspec>=0.19,<1",
     ],
     extras_require={
         "bench": BENCH,
@@ -86,6 +87,7 @@ setup(
             *STUDY,
             "playwright>=1.50,<2",
             "onnx>=1.18,<2",
+            "hypothesis>=6.100,<7",
             "ruff>=0.12,<1",
         ],
     },
