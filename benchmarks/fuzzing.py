@@ -8,12 +8,14 @@ the same: `--parser NAME --first K --inputs 1` repeats it, with the traceback. E
 a process of its own, and in a new one after an input that it does not survive.
 """
 
+import logging
 import multiprocessing
 import resource
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -132,6 +134,8 @@ def _feed(name: str, first: int, end: int, memory: int, there: Connection) -> No
     """Parse the inputs `first` to `end`, and tell of them."""
     from benchmarks.parsers import PARSERS
 
+    logging.disable()
+    warnings.simplefilter("ignore")  # of Pillow's, of every second damaged TIFF
     [parser] = (parser for parser in PARSERS if parser.name == name)
     batch = 1 if parser.parse_many is None else min(BATCH, end - first)
     with tempfile.TemporaryDirectory() as scratch:  # what is imported late is no growth

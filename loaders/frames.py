@@ -78,7 +78,7 @@ def read_header(file: Path, min_side: int = 1) -> tuple[int, tuple[int, ...]]:
     except Exception as error:  # the header is a line of Python: whatever parsing that raises
         reason = str(error).partition("\n")[0][:200]
         raise BrokenArrayError(f"not a .npy array, or its header is damaged ({reason})") from None
-    if any(not 0 <= axis <= _LARGEST for axis in shape):
+    if any(abs(axis) > _LARGEST for axis in shape):
         raise BrokenArrayError("its header is damaged (its shape cannot be)")
     if dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3:
         raise BrokenArrayError(

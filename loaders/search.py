@@ -269,7 +269,9 @@ def _read_list(data: Path) -> tuple[list[Source], list[str] | None]:
         )
         if entry is None:
             missing += 1
-            first_missing = first_missing or f"line {number}: there is no file {data.parent / line}"
+            first_missing = (
+                first_missing or f"line {number}: there is no file {data.parent / line[:200]}"
+            )
         else:
             entries.append(entry)
     if missing > 1:

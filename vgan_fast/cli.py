@@ -24,10 +24,10 @@ class _InOneLine:
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_printable(str(error))}", file=sys.stderr)
             status = 2
         except click.ClickException as error:
-            print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
+            print(f"error: {_printable(error.format_message())} (see --help)", file=sys.stderr)
             status = 2
         except (click.Abort, KeyboardInterrupt):  # Abort is a RuntimeError
             print("error: interrupted", file=sys.stderr)
@@ -41,6 +41,14 @@ class _InOneLine:
             print(f"error: out of memory: lower {options}", file=sys.stderr)
             status = 2
         sys.exit(status)
+
+
+def _printable(message: str) -> str:
+    """In one line: a name of a file may hold what ends it, or what a terminal obeys."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in message
+    )
 
 
 class Program(_InOneLine, click.Command):

@@ -1,6 +1,7 @@
 """Small files that somebody else may have written: bounded in size, and of the types they claim."""
 
 import json
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,22 +40,20 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         MalformedError: it is larger.
     """
     with open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise MalformedError(f"over {most} bytes")
-    return content
+        size = os.fstat(file.fileno()).st_size  # reading takes as much memory as is asked for
+        if size > most:
+            raise MalformedError(f"{size} bytes: over {most}")
+        return file.read(size)
 
 
-def parse_json(content: bytes | str, kind: type[T]) -> T:
+def parse_json(content: bytes, kind: type[T]) -> T:
     """Return JSON as a value of a type; see `read_json`.
 
     Raises:
         MalformedError: it is no JSON, or of another type.
     """
     try:
-        value = json.loads(content)
-        # Half of a surrogate pair passes as a string until it is written somewhere.
-        json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(content.decode())
     except UnicodeError:  # which holds the whole content
         raise MalformedError("no text") from None
     except ValueError as error:
@@ -72,5 +71,7 @@ def typed(value: object, kind: type[T]) -> T:
     """
     try:
         return msgspec.convert(value, kind)
+    except UnicodeError:  # half of a surrogate pair, where only text is taken
+        raise MalformedError("no text") from None
     except msgspec.ValidationError as error:
         raise MalformedError(str(error)) from None

@@ -9,11 +9,12 @@ import socket
 import sqlite3
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypedDict
+from typing import Annotated, TypedDict
 from urllib.parse import urlsplit
 
 import waitress
 from flask import Flask, Response, abort, jsonify, make_response, redirect, request
+from msgspec import Meta
 from werkzeug.exceptions import HTTPException
 
 from vgan_fast.errors import UserError
@@ -42,7 +43,7 @@ _HEADERS = {
 class Vote(TypedDict):
     """What a rater's page sends."""
 
-    key: str
+    key: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,100}\Z")]
     side: Side
 
 

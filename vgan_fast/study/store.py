@@ -250,7 +250,7 @@ class Study:
                     "SELECT id, name, kind FROM condition ORDER BY id LIMIT ?",
                     (MOST_CONDITIONS + 1,),
                 ).fetchall()
-            self.options = parse_json(options, Options)
+            self.options = parse_json(options.encode(), Options)
             _check_conditions(rows, self.options)
         except (sqlite3.Error, MalformedError) as error:
             raise UserError(f"{path}: cannot be read as a study ({error})") from error
@@ -339,6 +339,8 @@ class Study:
                 " JOIN clip r ON r.id = right_clip WHERE trial.id = ?",
                 (trial,),
             ).fetchone()
+        if strips is None:
+            raise MalformedError("a trial has no clips")
         shape = self.options.frames, self.options.size
         return encode_sheet(*(decode_strip(strip, *shape) for strip in strips))
 
