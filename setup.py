@@ -37,6 +37,7 @@ setup(
         "vgan_fast",
         "vgan_fast.baselines",
         "vgan_fast.evaluation",
+        "vgan_fast.interchange",
         "vgan_fast.kernels",
         *(
             f"vgan_fast.kernels.{op}"

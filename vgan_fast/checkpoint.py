@@ -116,6 +116,9 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
             for key, value in weights.items()
             if key.startswith(f"{name}.")
         }
+        if not stored:
+            there = ", ".join(sorted({key.partition(".")[0] for key in weights}))
+            raise UserError(f"{path}: holds no {name}, but {there or 'nothing'}")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
             raise UserError(
                 f"{path}: holds no {name} of this shape; use the sizes in its {SETTINGS}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vgan_fast.cli import Program, options_of
+from vgan_fast.cli import Program, RunPath, options_of
 from vgan_fast.errors import UserError
 from vgan_fast.transfer.options import PRESETS, Options
 
@@ -25,7 +25,7 @@ RESULTS, TABLE, PICTURE = "results.json", "table.md", "transfer.png"
 
 
 @click.command(cls=Program)
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=RunPath())
 @click.option(
     "--data",
     required=True,
@@ -65,7 +65,9 @@ RESULTS, TABLE, PICTURE = "results.json", "table.md", "transfer.png"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(run, data, test, split, preset, out, decoded, device, **given) -> int:
-    """Tell actions apart with the discriminator in RUN, a run of vgan_fast.train or a checkpoint.
+    """Tell actions apart with the discriminator in RUN.
+
+    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of the original.
 
     Compares fine-tuning it with a logistic regression on its features and with training from
     random weights, by the share of labels used (section 4.3 and figure 4 of the paper).

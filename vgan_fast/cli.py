@@ -6,6 +6,7 @@ import sys
 import threading
 import typing
 from collections.abc import Collection
+from pathlib import Path
 
 import click
 
@@ -57,6 +58,22 @@ class Program(_InOneLine, click.Command):
 
 class Programs(_InOneLine, click.Group):
     """A group of commands that report as a `Program` does."""
+
+
+class RunPath(click.Path):
+    """A run of vgan_fast.train or one of its checkpoints; for a `.t7` file, the run made of it."""
+
+    def __init__(self, file_okay: bool = False):
+        super().__init__(path_type=Path, exists=True, file_okay=file_okay)
+
+    def convert(self, value, param, ctx):
+        """The folder; see `click.Path.convert`."""
+        if Path(value).suffix == ".t7" and Path(value).is_file():
+            # PyTorch is imported where it is used: --help should not wait.
+            from vgan_fast.interchange.torch7_runs import run_of_torch7
+
+            return run_of_torch7(Path(value))
+        return super().convert(value, param, ctx)
 
 
 def _unless_reported(failure: threading.ExceptHookArgs) -> None:

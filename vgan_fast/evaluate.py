@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vgan_fast.cli import Program
+from vgan_fast.cli import Program, RunPath
 from vgan_fast.errors import UserError
 from vgan_fast.settings import PRESETS, SYNTHETIC, Settings
 
@@ -19,7 +19,7 @@ SHOWN_PAIRS = 6  # samples beside their nearest training clips
 
 
 @click.command(cls=Program)
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.argument("runs", nargs=-1, type=RunPath(file_okay=True))
 @click.option(
     "--compare",
     type=click.Path(path_type=Path, file_okay=False),
@@ -69,7 +69,7 @@ SHOWN_PAIRS = 6  # samples beside their nearest training clips
 )
 @click.option(
     "--detector-run",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=RunPath(),
     help="detect with the discriminator of this run",
 )
 @click.option(
@@ -109,8 +109,9 @@ def main(runs: tuple[Path, ...], compare: Path | None, out: Path | None, **given
 
     Fréchet distance with its real-against-real floor, Inception score where the detector has
     classes, which of two runs looks more real to the detector, motion, flicker, masks, and copies
-    of training clips; each with the protocol that it hangs on. RUNS may also be stored results
-    (.json): of equal protocols they are printed as one table, of others refused.
+    of training clips; each with the protocol that it hangs on. RUNS may be .t7 files of the
+    original's generators; --data is then needed. They may also be stored results (.json): of equal
+    protocols they are printed as one table, of others refused.
 
     With 512 clips of 32 frames of 32x32 three runs take about a minute on one CPU core. --compare
     trains first: 500 steps of the short preset take five minutes a model there, or some more.
@@ -166,6 +167,7 @@ def _evaluate(
     from vgan_fast.evaluation.real import RealClips, choose_split
     from vgan_fast.evaluation.report import as_tables, pairs, side_by_side
     from vgan_fast.files import refuse_unwritable, written_whole
+    from vgan_fast.interchange.torch7_networks import UNKNOWN_DATA
     from vgan_fast.pictures import write_picture
     from vgan_fast.sampling import Sampler
 
@@ -230,6 +232,8 @@ def _evaluate(
             )
     seeing.check(*clip)
 
+    if (data or first.data) == UNKNOWN_DATA:
+        raise UserError("--data: name real clips; a .t7 file does not say what it was trained on")
     folder = decoded or next(iter(named.values())) / "frames"
     settings = dataclasses.replace(
         first, data=data or first.data, decoded=str(folder), device=place.type

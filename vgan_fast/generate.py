@@ -1,13 +1,12 @@
 """`python -m vgan_fast.generate`: clips from a trained model."""
 
 import sys
-from pathlib import Path
 
 import click
 import numpy as np
 
 from vgan_fast.checkpoint import find_checkpoint
-from vgan_fast.cli import Program
+from vgan_fast.cli import Program, RunPath
 from vgan_fast.clip_output import WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
 from vgan_fast.energy_sampling import ChainSampler
@@ -25,7 +24,7 @@ STEPS = 200  # of an energy model's chains
 
 
 @click.command(cls=Program)
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=RunPath())
 @output_options("samples.gif", of="clip")
 @click.option(
     "--count",
@@ -61,7 +60,7 @@ STEPS = 200  # of an energy model's chains
 def main(run, out, each, count, seed, to_seed, streams, langevin_steps, fps, device) -> int:
     """Make clips with the generator or the energy model in RUN.
 
-    RUN is a run of vgan_fast.train or one of its checkpoints.
+    RUN is a run of vgan_fast.train, one of its checkpoints, or a .t7 file of the original.
     """
     whole = is_whole(out)
     if whole and count > WHOLE:

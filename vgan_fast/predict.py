@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vgan_fast.cli import Program
+from vgan_fast.cli import Program, RunPath
 from vgan_fast.clip_output import WHOLE, Names, is_whole, output_options
 from vgan_fast.errors import UserError
 
@@ -18,9 +18,10 @@ UNITS = 8  # rows in a picture of hidden units
 @click.command(cls=Program)
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=RunPath(),
     required=True,
-    help="a run of vgan_fast.train --model future, or one of its checkpoints",
+    help="a run of vgan_fast.train --model future, one of its checkpoints, or a .t7 file of the "
+    "original's conditional generator",
 )
 @click.option(
     "--image",

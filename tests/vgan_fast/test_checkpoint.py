@@ -73,7 +73,7 @@ def test_any_damage_is_refused_by_name_and_the_previous_one_offered(tmp_path, na
 def test_another_shape_is_refused(saved):
     with pytest.raises(UserError, match="holds no net of this shape"):
         load_weights(saved[0], {"net": network(width=5)})
-    with pytest.raises(UserError, match="holds no other of this shape"):
+    with pytest.raises(UserError, match="holds no other, but net"):
         load_weights(saved[0], {"other": network()})
 
 
