@@ -27,6 +27,8 @@ from typing import NamedTuple
 import click
 
 from benchmarks.machine import describe
+from benchmarks.mutations import Files
+from benchmarks.parsers import PARSERS, Parser
 from vgan_fast.cli import Program
 from vgan_fast.files import written_whole
 from vgan_fast.loaders.cache import death, limit_memory
@@ -72,24 +74,17 @@ class Tally:
     seconds: float = 0.0
 
 
-def names() -> list[str]:
-    """The parsers, in the order of the table."""
-    from benchmarks.parsers import PARSERS
-
-    return [parser.name for parser in PARSERS]
-
-
-def fuzz(parser: str, first: int, count: int, *, seconds: float, memory: int) -> Tally:
+def fuzz(parser: Parser, first: int, count: int, *, seconds: float, memory: int) -> Tally:
     """Feed one parser the inputs from `first` on, in processes of its own.
 
     Args:
-        parser: its name.
+        parser: what is fed; it must be one that can be pickled.
         first: number of the first input, from 0.
         count: inputs.
         seconds: that one input may take.
         memory: bytes by which one input may make the process grow.
     """
-    tally, end, began = Tally(parser), first + count, time.perf_counter()
+    tally, end, began = Tally(parser.name), first + count, time.perf_counter()
     context = multiprocessing.get_context("spawn")
     while first < end:
         here, there = context.Pipe(duplex=False)
@@ -130,13 +125,10 @@ def _heard(here: Connection, process, seconds: float) -> Iterator[Told]:
             yield Told(1, 0, 0, f"the process died ({death(process.exitcode)})", 0, 0)
 
 
-def _feed(name: str, first: int, end: int, memory: int, there: Connection) -> None:
+def _feed(parser: Parser, first: int, end: int, memory: int, there: Connection) -> None:
     """Parse the inputs `first` to `end`, and tell of them."""
-    from benchmarks.parsers import PARSERS
-
     logging.disable()
     warnings.simplefilter("ignore")  # of Pillow's, of every second damaged TIFF
-    [parser] = (parser for parser in PARSERS if parser.name == name)
     batch = 1 if parser.parse_many is None else min(BATCH, end - first)
     with tempfile.TemporaryDirectory() as scratch:  # what is imported late is no growth
         parser.outcomes(parser.made[:1] * batch, Path(scratch))
@@ -159,7 +151,7 @@ def _feed(name: str, first: int, end: int, memory: int, there: Connection) -> No
         there.send(Told(len(inputs), accepted, refused, wrong, took, _peak() - before))
 
 
-def drawn(parser, number: int) -> dict[str, bytes]:
+def drawn(parser: Parser, number: int) -> Files:
     """Input `number` of a parser."""
     return parser.input(Random(f"{parser.name}: {number}"))
 
@@ -203,12 +195,12 @@ def main(
     inputs: int, first: int, chosen: tuple[str, ...], seconds: float, memory: int, out: Path | None
 ) -> int:
     """Count what parsers make of damaged inputs; status 1 where anything is wrong."""
-    known = names()
-    if unknown := set(chosen) - set(known):
+    known = {parser.name: parser for parser in PARSERS}
+    if unknown := set(chosen) - known.keys():
         raise click.UsageError(f"--parser {min(unknown)}: must be one of {', '.join(known)}")
     tallies = []
     for name in chosen or known:
-        tallies.append(fuzz(name, first, inputs, seconds=seconds, memory=memory << 20))
+        tallies.append(fuzz(known[name], first, inputs, seconds=seconds, memory=memory << 20))
         print(table(tallies[-1:]).split("\n", 2)[2], end="", flush=True)
     if out:
         libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)

@@ -4,12 +4,14 @@ A parser gets folders that hold one input each, and says of each whether it was 
 raises instead must be `UserError`: anything else is a defect.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import re
 import sqlite3
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -32,6 +34,8 @@ from vgan_fast import checkpoint as checkpoints
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.report import as_tables
 from vgan_fast.evaluation.result import Number, Preference, Protocol, Result, Row
+from vgan_fast.interchange.torch7 import TorchObject, read_torch7
+from vgan_fast.interchange.torch7_networks import import_torch7
 from vgan_fast.loaders.cache import decode_videos, read_entry
 from vgan_fast.loaders.preparation.outcome import read_outcome
 from vgan_fast.loaders.preparation.scenes import read_labels
@@ -192,11 +196,13 @@ _LISTED = {"a.mp4": b"", "b.mp4": b"", "sub/c d.avi": b"", "sub/e 7.png": b"", "
 
 
 def _lists() -> list[Files]:
-    frames = {"f/1.png": _image("PNG"), "f/2.png": _image("PNG")}
+    still = io.BytesIO()
+    Image.fromarray(_clip(1)[0]).save(still, "PNG")
+    frames = {"f/1.png": still.getvalue(), "f/2.png": still.getvalue()}
     return [
         {**_LISTED, "list": b"a.mp4\nb.mp4\n"},
         {**_LISTED, **frames, "list": b"# clips\na.mp4 0\nsub/c d.avi 12\r\n\n./b.mp4 0\nf 3\n"},
-        {**_LISTED, "list": "\ufeffsub/../a.mp4\nsub/e 7.png\n".encode()},
+        {**_LISTED, "list": "\ufeffsub/../sub/e 7.png\nf/1.png\n".encode()},
     ]
 
 
@@ -315,7 +321,10 @@ _TOLD = {
 
 
 def _manifests() -> list[Files]:
-    place = {"shard": "train/000000.tar", "position": 0, "key": "abab_0000002", "source": "a.mp4"}
+    place = {
+        **{"shard": "train/000000.tar", "position": 0, "key": f"{'ab' * 8}_0000002"},
+        **{"source": "a.mp4", "source_sha256": "ab" * 32, "rate": 25.0},
+    }
     clips = [place | _TOLD, place | _TOLD | {"source": "b.mp4", "label": "surf"}]
     rejected = [
         {"source": "a.mp4", "start": 0, "frames": 2, "reason": "scene", "detail": "beach"},
@@ -349,6 +358,10 @@ def _scene_labels() -> list[Files]:
         {"x.txt": b"/a/airfield 0\n/b/beach_house 1\n"},
         {"x.txt": "\ufeffbeach\ntrain station\n".encode()},
     ]
+
+
+def _read_labels(folder: Path) -> bool:
+    return bool(read_labels(folder / "x.txt"))
 
 
 # Decoded frames, and what is decoded in processes of its own.
@@ -435,6 +448,10 @@ def _whole_checkpoint() -> Files:
         return {f"step-00000012/{file.name}": file.read_bytes() for file in path.iterdir()}
 
 
+def _checkpoints() -> list[Files]:
+    return [_whole_checkpoint()]
+
+
 def _checkpoint(folder: Path) -> bool:
     path = checkpoints.find_checkpoint(folder / "step-00000012")
     settings = Settings.load(path / checkpoints.SETTINGS)
@@ -481,6 +498,10 @@ def _load_weights_joined(folder: Path) -> bool:
 def _load_weights(folder: Path) -> bool:
     checkpoints.load_weights(folder, {"generator": build_generator(_SETTINGS)})
     return True
+
+
+def _states() -> list[Files]:
+    return _file_of_checkpoint(checkpoints.STATE)
 
 
 def _state_apart() -> list[Files]:
@@ -546,6 +567,60 @@ def _results() -> list[Files]:
 
 def _result(folder: Path) -> bool:
     as_tables(Result.load(folder / "x.json"))
+    return True
+
+
+# Torch7.
+
+_T7_STRING, _T7_TABLE, _T7_TORCH = 2, 3, 4
+
+
+def _t7_binary() -> bytes:
+    """A convolution with its weight, a table and a boolean, in the order of File.lua."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<i", len(value)) + value
+
+    def torch7(index: int, name: bytes) -> bytes:
+        return struct.pack("<ii", _T7_TORCH, index) + text(b"V 1") + text(name)
+
+    storage = torch7(4, b"torch.FloatStorage") + struct.pack("<q6f", 6, *range(6))
+    tensor = torch7(3, b"torch.FloatTensor") + struct.pack("<i2q2qq", 2, 2, 3, 3, 1, 1) + storage
+    number, key = struct.Struct("<id"), struct.Struct("<i")
+    fields = struct.pack("<iii", _T7_TABLE, 2, 4)
+    fields += key.pack(_T7_STRING) + text(b"weight") + tensor
+    fields += key.pack(_T7_STRING) + text(b"kW") + number.pack(1, 4)
+    fields += key.pack(_T7_STRING) + text(b"train") + struct.pack("<ii", 5, 1)
+    fields += number.pack(1, 1) + key.pack(0)  # nil
+    return torch7(1, b"nn.SpatialConvolution") + fields
+
+
+def _t7_ascii() -> bytes:
+    tensor = b"4\n3\n3\nV 1\n17\ntorch.FloatTensor\n2\n2 3\n3 1\n1\n"
+    storage = b"4\n4\n3\nV 1\n18\ntorch.FloatStorage\n6\n0 1 2 3 4 5\n"
+    fields = b"3\n2\n2\n2\n6\nweight\n" + tensor + storage + b"2\n2\nkW\n1\n4\n"
+    return b"4\n1\n3\nV 1\n21\nnn.SpatialConvolution\n" + fields
+
+
+def _t7_files() -> list[Files]:
+    return [{"x.t7": _t7_binary()}, {"x.t7": _t7_ascii()}]
+
+
+def _t7(folder: Path) -> bool:
+    read = read_torch7(folder / "x.t7")
+    # Cycles are possible: what was seen is not looked into again.
+    left, seen = [read], set()
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            value.clone()
+        left += value.values() if isinstance(value, dict) else ()
+        left += value.fields.values() if isinstance(value, TorchObject) else ()
+    with contextlib.suppress(UserError):  # most hold no network of the original
+        import_torch7(folder / "x.t7")
     return True
 
 
@@ -748,13 +823,14 @@ PARSERS = (
     Parser("mask image", _images, _mask),
     Parser("manifest", _manifests, _manifest),
     Parser("preparation record", _records, _record),
-    Parser("scene labels", _scene_labels, lambda folder: bool(read_labels(folder / "x.txt"))),
-    Parser("checkpoint", lambda: [_whole_checkpoint()], _checkpoint, repair=_hashed),
+    Parser("scene labels", _scene_labels, _read_labels),
+    Parser("checkpoint", _checkpoints, _checkpoint, repair=_hashed),
     Parser("settings", _settings, _load_settings),
     Parser("weights", _weights, _load_weights),
-    Parser("training state", lambda: _file_of_checkpoint(checkpoints.STATE), _load_state),
+    Parser("training state", _states, _load_state),
     Parser("weights, header apart", _weights_apart, _load_weights_joined),
     Parser("training state, members apart", _state_apart, _load_state_joined),
+    Parser("Torch7 file", _t7_files, _t7),
     Parser("evaluation result", _results, _result),
     Parser("layer list", _layer_lists, _layers),
     Parser("layer rates", _rate_lists, _rates),
