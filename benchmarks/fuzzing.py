@@ -78,14 +78,15 @@ def fuzz(parser: Parser, first: int, count: int, *, seconds: float, memory: int)
     """Feed one parser the inputs from `first` on, in processes of its own.
 
     Args:
-        parser: what is fed; it must be one that can be pickled.
+        parser: what is fed.
         first: number of the first input, from 0.
         count: inputs.
         seconds: that one input may take.
         memory: bytes by which one input may make the process grow.
     """
     tally, end, began = Tally(parser.name), first + count, time.perf_counter()
-    context = multiprocessing.get_context("spawn")
+    # Forked: what parsers need takes seconds to import, anew after each death otherwise.
+    context = multiprocessing.get_context("fork")
     while first < end:
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=_feed, args=(parser, first, end, memory, there))

@@ -140,10 +140,8 @@ def load_state(path: Path) -> dict:
         _refuse_stretched(state)
     # Whatever a file that somebody made can raise in the unpickler that runs no code.
     except Exception as error:
-        reason = [type(error).__name__, *str(error).splitlines()][:2]
-        raise UserError(
-            f"{path / STATE}: is not the state of a run ({': '.join(reason)})"
-        ) from error
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()][:2])
+        raise UserError(f"{path / STATE}: is not the state of a run ({reason[:200]})") from error
     return state
 
 

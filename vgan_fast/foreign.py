@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 LARGEST = 1 << 26  # bytes of a document that is read at once
+_SAID = 200  # characters of a reason, which may quote what was read
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def parse_json(content: bytes, kind: type[T]) -> T:
     except UnicodeError:  # which holds the whole content
         raise MalformedError("no text") from None
     except ValueError as error:
-        raise MalformedError(str(error)) from None
+        raise MalformedError(str(error)[:_SAID]) from None
     except RecursionError:
         raise MalformedError("nested too deep") from None
     return typed(value, kind)
@@ -74,4 +75,4 @@ def typed(value: object, kind: type[T]) -> T:
     except UnicodeError:  # half of a surrogate pair, where only text is taken
         raise MalformedError("no text") from None
     except msgspec.ValidationError as error:
-        raise MalformedError(str(error)) from None
+        raise MalformedError(str(error)[:_SAID]) from None

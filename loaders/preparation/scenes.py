@@ -184,7 +184,8 @@ def read_labels(path: Path) -> list[str]:
             raise UserError(f"{path}, line {number}: is no label; write a label a line, as text")
         if label.casefold() in labels:
             raise UserError(
-                f"{path}, line {number}: {label[:80]} is named already; give each label its own name"
+                f"{path}, line {number}: {label[:80]} is named already; give each label its own"
+                " name"
             )
         labels[label.casefold()] = label
     if not labels:
