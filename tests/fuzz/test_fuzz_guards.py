@@ -28,7 +28,8 @@ from vgan_fast.loaders.decoders import upright_image
 from vgan_fast.loaders.preparation import run as preparing
 from vgan_fast.loaders.preparation.assembly import Assembly, Packing, Video
 from vgan_fast.loaders.preparation.outcome import read_manifest
-from vgan_fast.loaders.preparation.video import read_record, write_record
+from vgan_fast.loaders.preparation.stabilise import Cutting
+from vgan_fast.loaders.preparation.video import Recipe, read_record, write_record
 from vgan_fast.loaders.search import Source, find_sources
 from vgan_fast.loaders.shards import open_npy, open_tar
 from vgan_fast.loaders.strips import BrokenStripError, decode_strip, measure_strips
@@ -233,19 +234,20 @@ def test_an_index_with_a_negative_size_is_not_believed(tmp_path, caplog):
     assert "the next member is not 0.jpg of -1 bytes" in caplog.text
 
 
-def test_a_jpeg_of_two_sizes_is_not_decoded(tmp_path):
-    """We take a marker's word for its length, the decoder knows that this one has none."""
+def test_a_jpeg_of_two_sizes_is_not_decoded(tmp_path, monkeypatch):
+    """Its header is measured behind a marker that has no length to a decoder, and one to us."""
     real = simplejpeg.encode_jpeg(np.zeros((64, 16, 3), np.uint8))
-    frame = b"\xff\xc0\0\x11\x08" + struct.pack(">HH", 32, 16) + b"\3\1\x22\0\2\x11\1\3\x11\1"
-    hidden = frame + real[2:]
-    # 0xFF01 stands alone; read with a length, it leads over the true header to another one.
-    lead = b"\xff\x01" + frame
-    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8" + lead + hidden)
-    strips, skipped = measure_strips([Source(tmp_path / "x.jpg", "strip")])
-    for strip in strips:
-        with pytest.raises(BrokenStripError):
-            decode_strip(strip, strip.read())
-    assert strips or skipped
+    body = real[2:-2]
+    small = b"\xff\xc0\0\x11\x08" + struct.pack(">HH", 32, 16) + b"\3\1\x22\0\2\x11\1\3\x11\1"
+    # What follows that marker is the next one, 0xFFE0, or a length of as many bytes.
+    hidden = (b"\xff\x01" + body + b"\xff\xd9").ljust(2 + 0xFFE0, b"\0")
+    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8" + hidden + small + b"\xff\xd9")
+    [strip], _ = measure_strips([Source(tmp_path / "x.jpg", "strip")])
+    assert (strip.length, strip.side) == (2, 16)
+    assert simplejpeg.decode_jpeg(strip.read()).shape == (64, 16, 3)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(BrokenStripError, match="changed since it was measured"):
+        decode_strip(strip, strip.read())
 
 
 def test_a_png_that_grew_since_it_was_measured_is_not_decoded(tmp_path, monkeypatch):
@@ -282,17 +284,22 @@ def test_a_class_of_a_list_is_the_name_of_one_folder(tmp_path, name):
         find_sources(tmp_path / "trainlist01.txt", tmp_path / "none")
 
 
-def test_a_set_is_not_written_through_a_link(tmp_path):
+def test_a_set_is_not_written_through_a_link(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing.engines, "start", lambda *_: pytest.fail("begun"))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/.keep-me").mkdir()
     out = tmp_path / "set"
+    write(tmp_path, {"videos/a.avi": b""})
+    packing = Packing("tar", 5, 0.0, 0.0, 0, (32, 64, 64, 3))
+    plan = preparing.plan([tmp_path / "videos"], out, Recipe(Cutting()), packing)
+    write(out, {"preparation.json": json.dumps(plan.settings).encode()})
     for name in ("train", ".preparing", "train/surf"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(UserError, match="is a symbolic link"):
-            preparing._refuse_links(out)
+            preparing.run(plan, "local", 1)
         (out / name).unlink()
-    preparing._refuse_links(out)
+    assert (tmp_path / "elsewhere/.keep-me").is_dir()
 
 
 RECORD = {
