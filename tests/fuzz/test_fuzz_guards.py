@@ -477,6 +477,13 @@ def test_odd_votes_are_refused(rater, body, type, status):
     assert rater.post("/vote", headers=origin, data=body, content_type=type).status_code == status
 
 
+def test_an_address_that_is_no_text_is_refused(tmp_path):
+    app = create_app(Study(study(tmp_path)), Access.through("0.0.0.0"))
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    answer = app.test_client().get("/", environ_overrides={"QUERY_STRING": "token=\xff"})
+    assert answer.status_code == 400
+
+
 def test_a_study_takes_so_many_raters_and_no_more(rater, monkeypatch):
     monkeypatch.setattr(store, "MOST_RATERS", 2)
     answers = []

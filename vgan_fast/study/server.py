@@ -184,6 +184,10 @@ def create_app(study: Study, access: Access) -> Flask:
     def too_early(_: TooEarlyError):
         return explained(HTTPStatus.CONFLICT, "the clips have not been shown once yet")
 
+    @app.errorhandler(UnicodeDecodeError)  # what Werkzeug raises, of a query
+    def no_text(_: UnicodeDecodeError):
+        return explained(HTTPStatus.BAD_REQUEST, "the address is no text")
+
     @app.errorhandler(FullError)
     def full(_: FullError):
         return explained(HTTPStatus.FORBIDDEN, "the study takes no more raters")
