@@ -10,6 +10,7 @@ a process of its own, and in a new one after an input that it does not survive.
 
 import logging
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -129,6 +130,10 @@ def _heard(here: Connection, process, seconds: float) -> Iterator[Told]:
 def _feed(parser: Parser, first: int, end: int, memory: int, there: Connection) -> None:
     """Parse the inputs `first` to `end`, and tell of them."""
     logging.disable()
+    os.environ |= {
+        "OPENCV_LOG_LEVEL": "SILENT",
+        "PYTHONWARNINGS": "ignore",
+    }  # of decoders' processes
     warnings.simplefilter("ignore")  # of Pillow's, of every second damaged TIFF
     batch = 1 if parser.parse_many is None else min(BATCH, end - first)
     with tempfile.TemporaryDirectory() as scratch:  # what is imported late is no growth
