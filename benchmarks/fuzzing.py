@@ -133,7 +133,7 @@ def _feed(parser: Parser, first: int, end: int, memory: int, there: Connection) 
     os.environ |= {
         "OPENCV_LOG_LEVEL": "SILENT",
         "PYTHONWARNINGS": "ignore",
-    }  # of decoders' processes
+    }
     warnings.simplefilter("ignore")  # of Pillow's, of every second damaged TIFF
     batch = 1 if parser.parse_many is None else min(BATCH, end - first)
     with tempfile.TemporaryDirectory() as scratch:  # what is imported late is no growth

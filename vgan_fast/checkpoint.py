@@ -108,7 +108,9 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
     try:
         weights = safetensors.torch.load_file(path / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from error
+        raise UserError(
+            f"{path / WEIGHTS}: cannot be read as safetensors ({str(error)[:200]})"
+        ) from error
     for name, network in networks.items():
         own = network.state_dict()
         stored = {
@@ -118,7 +120,7 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
         }
         if not stored:
             there = ", ".join(sorted({key.partition(".")[0] for key in weights}))
-            raise UserError(f"{path}: holds no {name}, but {there or 'nothing'}")
+            raise UserError(f"{path}: holds no {name}, but {there[:200] or 'nothing'}")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
             raise UserError(
                 f"{path}: holds no {name} of this shape; use the sizes in its {SETTINGS}"
