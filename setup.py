@@ -78,6 +78,7 @@ setup(
         "tqdm>=4.66,<5",
         "tensorboard>=2.18,<3",
         "safetensors>=0.5,<1",
+        "msgspec>=0.19,<1",
     ],
     extras_require={
         "bench": BENCH,
@@ -94,6 +95,7 @@ setup(
             *ONNX,
             *STUDY,
             "playwright>=1.50,<2",
+            "hypothesis>=6.100,<7",
             "onnxruntime>=1.20,<2",
             "ruff>=0.12,<1",
         ],

@@ -22,15 +22,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from tqdm import tqdm
 
 from vgan_fast.errors import UserError
+from vgan_fast.foreign import MalformedError, read_json
 
 from . import nvdec
 from .decode import decode_source
 from .decoders import Settings, UndecodableError, image_files
-from .frames import Frames
+from .frames import BrokenArrayError, Frames, read_header
 from .processes import STARTING, STARTLESS, STARTS, HungError, ProcessDiedError, Processes
 from .search import DECODED, Source
 
@@ -132,12 +132,12 @@ def decode_videos(
             tasks[entry] = _Task(source, entry, limit(size), decoders)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        if any(_open(source, entry) is None for source, entry in entries.items()):
+        if any(read_entry(source, entry) is None for source, entry in entries.items()):
             _check_that_processes_start()  # before the lock, for which such a process would wait
             with open(cache / DECODED, "w") as lock:
                 _take_turn(cache, lock)
                 missing = [
-                    task for task in tasks.values() if _open(task.source, task.entry) is None
+                    task for task in tasks.values() if read_entry(task.source, task.entry) is None
                 ]
                 run = partial(_decode_within, memory, decode)
                 skipped |= _fill(cache, missing, workers, settings, run)
@@ -149,7 +149,7 @@ def decode_videos(
         raise UserError(
             f"{cache}: decoded frames cannot be stored ({error.strerror}); {remedy}"
         ) from error
-    opened = (_open(source, entries[source]) for source in sources if source in entries)
+    opened = (read_entry(source, entries[source]) for source in sources if source in entries)
     in_order = {source.path: skipped[source.path] for source in sources if source.path in skipped}
     return [frames for frames in opened if frames is not None], in_order
 
@@ -181,18 +181,16 @@ def _key(identity: tuple, settings: Settings) -> str:
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:32] + ".npy"
 
 
-def _open(source: Source, entry: Path) -> Frames | None:
+def read_entry(source: Source, entry: Path) -> Frames | None:
     """Return what `entry` holds; None when it is absent or damaged, so that it is decoded again."""
     try:
-        rate = json.loads(entry.with_suffix(".json").read_bytes())["rate"]
-        array = np.load(entry, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError):
+        rate = read_json(entry.with_suffix(".json"), dict[str, float | None])["rate"]
+        offset, shape = read_header(entry)
+    except (OSError, MalformedError, KeyError, BrokenArrayError):
         return None
-    if array.dtype != np.uint8 or array.ndim != 4:
+    if len(shape) != 4 or not (rate is None or 0 < rate < math.inf):
         return None
-    if not (rate is None or (isinstance(rate, float) and 0 < rate < math.inf)):
-        return None
-    return Frames(source.path, entry, array.offset, array.shape, rate, source.label)
+    return Frames(source.path, entry, offset, shape, rate, source.label)
 
 
 def _fill(

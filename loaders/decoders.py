@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .pixels import as_rgb
+from .frames import MAX_PIXELS
+from .pixels import FORMATS, as_rgb
 from .search import IMAGE_SUFFIXES, natural_key
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MIN_SIDE = 8  # pixels; anything smaller is a test card or an accident
-MAX_PIXELS = 1 << 26  # per frame, 8192x8192: 192 MiB as RGB
 MAX_RATE = 1000  # frames a second; headers that claim more tell a time base, not a rate
 PIXEL_ASPECTS = (0.1, 10.0)  # width by height; what claims more is an accident
 # SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT. From 10 bits PyAV's default is 2 levels too
@@ -180,7 +180,7 @@ def upright_image(file: Path) -> np.ndarray:
     from PIL import Image, ImageOps
 
     Image.MAX_IMAGE_PIXELS = None  # check_size is as strict, and needs no warning on top
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         check_size(image.height, image.width)
         return as_rgb(ImageOps.exif_transpose(image))
 

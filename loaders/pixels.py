@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# Pillow goes by a file's content, not by its name, and hands PostScript to a program of its own.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+
+
 def as_rgb(image: Image.Image) -> np.ndarray:
     """Return uint8 (H, W, 3), decoding the image; an alpha channel is dropped.
 

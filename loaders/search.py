@@ -49,6 +49,7 @@ _EVENTS = "events.out.tfevents."
 _FIRST_IMAGES = 9  # looked at to tell frames from strips
 _LEAST_FRAMES = 4  # that an image must have room for to be taken for a strip
 _LONGEST_LIST = 2**28  # bytes
+_LONGEST_CLASS = 200  # characters of its name, which becomes that of a folder
 _UCF101_FOLDERS = ("", "UCF-101", "UCF101", "videos")
 
 
@@ -276,7 +277,9 @@ def _read_list(data: Path) -> tuple[list[Source], list[str] | None]:
         )
         if entry is None:
             missing += 1
-            first_missing = first_missing or f"line {number}: there is no file {data.parent / line}"
+            first_missing = (
+                first_missing or f"line {number}: there is no file {data.parent / line[:200]}"
+            )
         else:
             entries.append(entry)
     if missing > 1:
@@ -324,11 +327,16 @@ def _kind_in_list(data: Path, entry: _Entry) -> Kind:
         return _kind_of_file(entry.path) or "video"
     images: list[Path] = []
     if os.path.isdir(entry.path):
-        images = [
-            file
-            for file in entry.path.iterdir()
-            if file.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(file)
-        ]
+        try:
+            images = [
+                file
+                for file in entry.path.iterdir()
+                if file.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(file)
+            ]
+        except OSError as error:
+            raise UserError(
+                f"{data}, line {entry.number}: {entry.path} cannot be read ({error.strerror})"
+            ) from None
     if not images or _are_strips(images):
         raise UserError(
             f"{data}, line {entry.number}: {entry.path} is neither a file nor a folder whose"
@@ -354,14 +362,19 @@ def _labels(data: Path, entries: list[_Entry]) -> list[str | None]:
 
 def _read_class_index(index: Path) -> dict[int, str]:
     classes: dict[int, str] = {}
+    named: set[str] = set()
     for number, line in _lines(index):
         fields = re.fullmatch(r"([0-9]{1,9})\s+(\S.*)", line)
-        if not fields or int(fields[1]) in classes or fields[2] in classes.values():
+        name = fields[2] if fields else ""
+        if "/" in name or name.startswith(".") or not name.isprintable():
+            fields = None  # it would name another place than a folder of its own
+        if not fields or int(fields[1]) in classes or name in named or len(name) > _LONGEST_CLASS:
             raise UserError(
                 f"{index}, line {number}: not a new number and a new class name; correct the line,"
                 " or move the file away to have no classes from it"
             )
-        classes[int(fields[1])] = fields[2]
+        classes[int(fields[1])] = name
+        named.add(name)
     return classes
 
 

@@ -11,9 +11,7 @@ import re
 import tarfile
 from pathlib import Path
 
-import numpy as np
-
-from .frames import Frames
+from .frames import BrokenArrayError, Frames, read_header
 from .search import Source
 from .stalls import reading
 from .strips import MIN_SIDE, BrokenStripError, Strip, measure_image
@@ -27,12 +25,7 @@ _REGULAR = (b"0", b"\0")  # what a header says of a plain file
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _MEMBER_HEADER = 2**16  # bytes of all headers of one member: a few for its name, more for notes
 _LONGEST_LABEL_FILE = 2**20  # bytes
-_NPY_HEADER = 2**14  # bytes; NumPy itself takes no header over 10,000
-
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_MOST_CLIPS = 2**20  # of an array; a file with a hole in it may claim any number
 
 _Span = tuple[int, int]  # offset and size of a member's data
 
@@ -139,6 +132,7 @@ def _indexed(index: Path, tar: _TarHeaders) -> dict[str, _Span]:
             # A name too long for the header does not match either.
             if (
                 offset != end + _BLOCK
+                or size < 0
                 or size > tar_bytes - offset
                 or header[:100].rstrip(b"\0") != name.encode()
                 or header[124:136].rstrip(b"\0 ") != b"%011o" % size
@@ -235,33 +229,13 @@ def open_npy(source: Source) -> tuple[list[Frames], dict[Path, str]]:
     """
     reading(source.path)
     try:
-        with open(source.path, "rb") as file:
-            header = io.BytesIO(file.read(_NPY_HEADER))
-            file_bytes = os.fstat(file.fileno()).st_size
+        offset, shape = read_header(source.path, MIN_SIDE)
     except OSError as error:
         return [], {source.path: f"cannot be read ({error.strerror})"}
-    try:
-        shape, columns_first, dtype = _NPY_HEADERS[np.lib.format.read_magic(header)](header)
-    except Exception as error:  # the header is a line of Python: whatever parsing that raises
-        reason = str(error).partition("\n")[0]
-        return [], {source.path: f"not a .npy array, or its header is damaged ({reason})"}
-    needed = header.tell() + math.prod(shape)
-    reason = None
-    if dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3:
-        reason = (
-            f"{dtype} of shape {shape}; save it as uint8 (clips, frames, height, width, 3) or"
-            " (frames, height, width, 3)"
-        )
-    elif min(shape) < 1:
-        reason = f"shape {shape}: holds no frames"
-    elif min(shape[-3:-1]) < MIN_SIDE:
-        reason = f"shape {shape}: under {MIN_SIDE} pixels a side"
-    elif columns_first:
-        reason = "in Fortran order; save it with numpy.ascontiguousarray"
-    elif needed > file_bytes:
-        reason = f"cut off: shape {shape} needs {needed} bytes, the file has {file_bytes}"
-    if reason:
-        return [], {source.path: reason}
+    except BrokenArrayError as error:
+        return [], {source.path: str(error)}
+    if len(shape) == 5 and shape[0] > _MOST_CLIPS:
+        return [], {source.path: f"{shape[0]} clips: over {_MOST_CLIPS}; save it as several"}
     if len(shape) == 4:
         names = [source.path]
     else:
@@ -269,6 +243,6 @@ def open_npy(source: Source) -> tuple[list[Frames], dict[Path, str]]:
     clip_shape = shape[-4:]
     clip_bytes = math.prod(clip_shape)
     return [
-        Frames(name, source.path, header.tell() + clip * clip_bytes, clip_shape, label=source.label)
+        Frames(name, source.path, offset + clip * clip_bytes, clip_shape, label=source.label)
         for clip, name in enumerate(names)
     ], {}

@@ -197,16 +197,25 @@ def decode_strip(strip: Strip, image: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     try:
+        # In a file that is made for it a decoder finds another size, for which it takes memory.
         if image[:2].tobytes() == _JPEG_START:
+            _refuse_changed(strip, *simplejpeg.decode_jpeg_header(image)[:2])
             pixels = simplejpeg.decode_jpeg(image)
         else:
-            with Image.open(io.BytesIO(image)) as png:
+            with Image.open(io.BytesIO(image), formats=("PNG",)) as png:
+                _refuse_changed(strip, png.height, png.width)
                 pixels = as_rgb(png)
+    except BrokenStripError:
+        raise
     except Exception as error:  # damaged images raise whatever their format does
         raise BrokenStripError(f"its pixels cannot be decoded ({error})") from None
     across = strip.length if strip.horizontal else 1
     down = strip.length // across
-    if pixels.shape != (down * strip.side, across * strip.side, 3):
-        raise BrokenStripError("it has changed since it was measured")
     grid = pixels.reshape(down, strip.side, across, strip.side, 3)
     return grid.swapaxes(1, 2).reshape(strip.length, strip.side, strip.side, 3)
+
+
+def _refuse_changed(strip: Strip, height: int, width: int) -> None:
+    across = strip.length if strip.horizontal else 1
+    if (height, width) != (strip.length // across * strip.side, across * strip.side):
+        raise BrokenStripError("it has changed since it was measured")

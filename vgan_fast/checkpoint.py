@@ -6,8 +6,10 @@ without running any code of its own.
 
 import hashlib
 import json
+import pickletools
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import safetensors.torch
@@ -16,11 +18,19 @@ from torch import nn
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained, remove_unfinished, written_whole
+from vgan_fast.foreign import MalformedError, read_json
 from vgan_fast.interchange.layout import is_published, read_description, read_weights
 from vgan_fast.settings import Settings
 
 WEIGHTS, STATE, SETTINGS, HASHES = "weights.safetensors", "state.pt", "settings.json", "sha256.json"
 _NAME = re.compile(r"step-(\d{8})")
+_MODEST = 1 << 30  # bytes of a network that may be built before its weights are looked at
+# What a training state is made of, beside plain values. PyTorch allows more, some of which takes
+# memory that no byte of the file stands for.
+_PARTS_OF_STATE = re.compile(
+    r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch [A-Za-z0-9]+Storage"
+)
+_LARGEST_PICKLE = 1 << 28  # bytes
 
 
 def save_checkpoint(
@@ -70,7 +80,8 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint at `path`, or the newest one of the run at `path`, checked to be whole.
 
     Raises:
-        UserError: when there is none, or any of its bytes is missing or changed.
+        UserError: when there is none, any of its bytes is missing or changed, or its settings
+            describe networks far larger than its weights.
     """
     checkpoint = path
     if not is_checkpoint(path):
@@ -81,6 +92,7 @@ def find_checkpoint(path: Path) -> Path:
             )
         checkpoint = found[-1]
     _check(checkpoint)
+    _refuse_oversized(checkpoint)
     return checkpoint
 
 
@@ -123,7 +135,9 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
         try:
             weights = safetensors.torch.load_file(path / WEIGHTS)
         except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from error
+            raise UserError(
+                f"{path / WEIGHTS}: cannot be read as safetensors ({str(error)[:200]})"
+            ) from error
     for name, network in networks.items():
         own = network.state_dict()
         stored = {
@@ -133,7 +147,7 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
         }
         if not stored:
             there = ", ".join(sorted({key.partition(".")[0] for key in weights}))
-            raise UserError(f"{path}: holds no {name}, but {there or 'nothing'}")
+            raise UserError(f"{path}: holds no {name}, but {there[:200] or 'nothing'}")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
             raise UserError(
                 f"{path}: holds no {name} of this shape; use the sizes in its {SETTINGS}"
@@ -148,15 +162,15 @@ def load_state(path: Path) -> dict:
         UserError: when it is not the state of a run.
     """
     try:
+        _refuse_strange(path / STATE)
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "step" not in state:
             raise ValueError("no step in it")
+        _refuse_stretched(state)
     # Whatever a file that somebody made can raise in the unpickler that runs no code.
     except Exception as error:
-        reason = [type(error).__name__, *str(error).splitlines()][:2]
-        raise UserError(
-            f"{path / STATE}: is not the state of a run ({': '.join(reason)})"
-        ) from error
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()][:2])
+        raise UserError(f"{path / STATE}: is not the state of a run ({reason[:200]})") from error
     return state
 
 
@@ -184,13 +198,12 @@ def _broken(path: Path) -> str | None:
         except OSError:
             return name
     try:
-        stored = (path / HASHES).read_bytes()
-        expected = json.loads(stored)
+        expected = read_json(path / HASHES, dict[str, str])
         changed = [name for name, digest in found.items() if expected[name] != digest]
-    except (OSError, ValueError, KeyError, TypeError):
+        if not changed and (path / HASHES).read_bytes() != _as_text(found):
+            changed = [HASHES]
+    except (OSError, MalformedError, KeyError):
         return HASHES
-    if not changed and stored != _as_text(found):
-        changed = [HASHES]
     return next(iter(changed), None)
 
 
@@ -199,4 +212,52 @@ def _as_text(hashes: dict[str, str]) -> bytes:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):  # not at once: weights may be larger than the memory
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _refuse_oversized(path: Path) -> None:
+    """Refuse settings whose networks would take memory that the checkpoint's weights do not."""
+    needed = 4 * Settings.load(path / SETTINGS).least_weights
+    stored = (path / WEIGHTS).stat().st_size
+    if needed > max(stored, _MODEST):
+        raise UserError(
+            f"{path / SETTINGS}: describes networks of {needed / 2**30:.1f} GiB at least, but "
+            f"{WEIGHTS} has {stored / 2**30:.1f}: they are not of one run"
+        )
+
+
+def _refuse_strange(state: Path) -> None:
+    """Raise for a state that would take more memory than it has bytes, or is made of odd parts."""
+    with zipfile.ZipFile(state) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("compressed")
+        if sum(member.file_size for member in members) > state.stat().st_size:
+            raise ValueError("its parts are larger than the file")
+        [pickled] = (m for m in members if m.filename.rpartition("/")[2] == "data.pkl")
+        if pickled.file_size > _LARGEST_PICKLE:
+            raise ValueError("too many parts")
+        for code, argument, _ in pickletools.genops(archive.read(pickled)):
+            if code.name == "GLOBAL" and not _PARTS_OF_STATE.fullmatch(argument):
+                raise ValueError(f"made of {argument[:80]!r}")
+            if code.name in ("STACK_GLOBAL", "INST", "OBJ"):
+                raise ValueError(f"made of {code.name}")
+
+
+def _refuse_stretched(value) -> None:
+    """Raise for tensors that are larger than what is stored of them."""
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ValueError("an odd tensor")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("a tensor larger than what is stored of it")
+    elif isinstance(value, dict):
+        for each in value.values():
+            _refuse_stretched(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _refuse_stretched(each)

@@ -64,8 +64,16 @@ def _reported(error: BaseException, came: list[int], first: bool) -> int:
     if line is None:
         raise error
     if first or not of_all:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {_printable(line)}", file=sys.stderr)
     return status
+
+
+def _printable(message: str) -> str:
+    """In one line: a name of a file may hold what ends it, or what a terminal obeys."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in message
+    )
 
 
 class Program(_InOneLine, click.Command):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vgan_fast.errors import UserError
+from vgan_fast.loaders.decoders import check_size
 
 STRIPS = 6  # pictures of samples beneath the losses, from the first to the last
 _ALL = {"scalars": 0, "images": 0}  # events kept: every one
@@ -63,6 +65,8 @@ def draw_history(run: Path) -> np.ndarray:
 
 def _read(file: Path) -> np.ndarray:
     try:
-        return iio.imread(file)
-    except (OSError, SyntaxError) as error:  # the second is Pillow's, for a broken PNG
+        with Image.open(file, formats=("PNG",)) as picture:
+            check_size(picture.height, picture.width)
+            return np.array(picture)
+    except Exception as error:  # damaged images raise whatever their format does
         raise UserError(f"{file}: is missing or damaged; remove it to draw the others") from error

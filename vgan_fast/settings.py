@@ -5,10 +5,12 @@ import json
 import math
 import typing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from vgan_fast.errors import UserError
+from vgan_fast.foreign import MalformedError, read_json
 from vgan_fast.loaders.augment import Augmentation
 from vgan_fast.shape import ClipShape
 from vgan_fast.stgconvnet.layers import EXPERIMENTS, Layer, Sizes, parse_layers, parse_rates
@@ -296,6 +298,18 @@ class Settings:
         return ClipShape(self.frames, self.size, self.width * (1 + doubled), self.latent)
 
     @property
+    def least_weights(self) -> int:
+        """Numbers in the largest layer: there are no fewer in the weights of a run."""
+        if self._is_energy:
+            return max(
+                layer.filters * layer.channels * math.prod(layer.kernel)
+                for layer in self.network_layers()
+            )
+        widths = [self.shape.latent, *self.shape.widths]
+        inner = max((a * b * 64 for a, b in pairwise(widths[1:])), default=0)
+        return max(inner, widths[0] * widths[1] * 16)
+
+    @property
     def augmentation(self) -> Augmentation:
         """What varies from clip to clip."""
         names = (field.name for field in dataclasses.fields(Augmentation))
@@ -312,17 +326,13 @@ class Settings:
         Raises:
             UserError: when the file is missing, is no JSON, or holds other or ill-typed settings.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as settings ({error})") from error
         known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            raise UserError(f"{path}: does not hold the settings of this version's runs")
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"{path}: holds a setting of the wrong type ({error})") from error
+            if set(read_json(path, dict)) - known:
+                raise UserError(f"{path}: does not hold the settings of this version's runs")
+            return read_json(path, cls)
+        except (OSError, MalformedError) as error:
+            raise UserError(f"{path}: cannot be read as settings ({error})") from error
 
 
 def _flag(name: str) -> str:

@@ -163,6 +163,9 @@ class Assembly:
     def _write(self, shard: str) -> None:
         clips = self._open.pop(shard)
         path = self._out / shard
+        # Names are made safe where they are read; this is where one that is not would do harm.
+        if not path.resolve().is_relative_to(self._out.resolve()):
+            raise UserError(f"{path}: is not below {self._out}; choose another --out")
         if not path.exists():
             parts = (clip.video.part.with_suffix(CLIPS) for clip in clips)
             gone = next((part for part in parts if not part.exists()), None)

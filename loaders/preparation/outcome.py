@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vgan_fast.errors import UserError
+from vgan_fast.foreign import MalformedError, parse_json, typed
+
 from .assembly import MANIFEST, REJECTED
+from .records import Line, Rejected
 from .video import Record
+
+_LONGEST_LINE = 1 << 24  # bytes; a hundred for the matrix of each frame
 
 
 def read_manifest(out: Path) -> Iterator[Record]:
     """Yield the clips of a set, in order: see `video` and `assembly` for what is told of them."""
-    return _lines(out / MANIFEST)
+    return _lines(out / MANIFEST, Line)
 
 
 def read_rejected(out: Path) -> Iterator[Record]:
@@ -22,12 +27,27 @@ def read_rejected(out: Path) -> Iterator[Record]:
 
     The last two are absent where a whole video was left out.
     """
-    return _lines(out / REJECTED)
+    return _lines(out / REJECTED, Rejected)
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    with open(path) as file:
-        yield from map(json.loads, file)
+def _lines(path: Path, kind: type) -> Iterator[Record]:
+    """Yield the lines of a file.
+
+    Raises:
+        UserError: it cannot be read, or a line is damaged.
+    """
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                record = parse_json(line, dict)
+                typed(record, kind)
+                yield record
+    except (OSError, MalformedError) as error:
+        raise UserError(
+            f"{path}, line {number}: is damaged ({error}); prepare the set anew in another folder"
+        ) from None
 
 
 @dataclass(slots=True)

@@ -252,7 +252,11 @@ def _decode(films: list[_Film], plan: Plan) -> None:
     by_source: defaultdict[Source, list[_Film]] = defaultdict(list)
     for film in films:
         if len(film.places):
-            by_source[sources[film.told["source"]]].append(film)
+            name = film.told["source"]
+            if name in sources:
+                by_source[sources[name]].append(film)
+            else:
+                film.missing = f"{name} is none of the set's videos"
     with closing(Processes(1, limit_memory)) as processes:
         # disable=None: no bar where stderr is not a terminal
         for source, of_it in tqdm(by_source.items(), "decoding again", disable=None, unit="file"):
@@ -327,6 +331,8 @@ class _Shards:
         name = Path(f"{shard}:{clip['key']}.jpg" if tar else f"{shard}:{clip['position']}")
         try:
             entry = self._open[clip["shard"]][name]
+            if entry.length < clip["frames"]:
+                raise BrokenStripError
             pixels = decode_strip(entry, entry.read()) if tar else entry.read(0, clip["frames"])
         except (KeyError, OSError, BrokenStripError):
             raise UserError(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import explained, remove_unfinished, written_whole
+from vgan_fast.foreign import MalformedError, read_json
 
 from ..decoders import image_files
 from ..search import PARTS, PREPARED, Source, find_sources
@@ -27,6 +28,7 @@ from .assembly import MANIFEST, SPLITS, Assembly, Packing, Video
 from .video import Recipe, read_record
 
 _DONE = ".preparing-done"  # the same, when all is packed
+_LONGEST_LABEL = 200  # bytes: file systems take 255, readers of shards 200 characters
 FORMAT = 1  # of preparation.json and of what it describes
 # What decides pixels besides our own code.
 _LIBRARIES = ("av", "opencv-python-headless", "pillow", "scenedetect-headless", "simplejpeg")
@@ -123,8 +125,20 @@ def _name(source: Source, root: Path) -> str:
 
 
 def _printable(label: str) -> str:
-    """Return a label that the readers of shards accept: names of folders may hold anything."""
-    return label if label.isprintable() else label.encode("unicode_escape").decode()
+    """Return a label that readers of shards accept, and that is the name of one folder.
+
+    Names of folders may hold anything; those of lists may, too, lead elsewhere.
+    """
+    if not label.isprintable():
+        label = label.encode("unicode_escape").decode()
+    label = label.replace("/", "\\x2f")
+    if label.startswith("."):  # hidden folders are not searched
+        label = f"\\x2e{label[1:]}"
+    if len(label.encode()) > _LONGEST_LABEL:
+        digest = hashlib.sha256(label.encode()).hexdigest()[:16]
+        kept = label.encode()[: _LONGEST_LABEL - 17].decode(errors="ignore")
+        label = f"{kept}~{digest}"
+    return label
 
 
 def _size(source: Source) -> int:
@@ -190,6 +204,7 @@ def _exclusively(plan: Plan) -> Iterator[None]:
         alien = any(not entry.name.startswith(".") for entry in plan.out.iterdir())
         if alien and not path.exists():
             raise UserError(f"{plan.out}: holds something else; choose another --out")
+        _refuse_links(plan.out)
         lock = FileLock(plan.out / ".preparing.lock")
         try:
             lock.acquire(timeout=0)
@@ -207,10 +222,23 @@ def _exclusively(plan: Plan) -> Iterator[None]:
         lock.release()
 
 
+def _refuse_links(out: Path) -> None:
+    """Refuse a folder with a symbolic link in it, through which a set would be written elsewhere.
+
+    Raises:
+        UserError: naming the link.
+    """
+    for root, folders, names in os.walk(out):
+        for name in folders + names:
+            path = Path(root, name)
+            if path.is_symlink():
+                raise UserError(f"{path}: is a symbolic link; remove it, or choose another --out")
+
+
 def _refuse_difference(path: Path, settings: dict) -> None:
     try:
-        before = json.loads(path.read_bytes())
-    except ValueError:
+        before = read_json(path, dict)
+    except (OSError, MalformedError):
         raise UserError(f"{path}: is damaged; choose another --out") from None
     now = json.loads(json.dumps(settings))
     for name in sorted(now.keys() - {"root"}):

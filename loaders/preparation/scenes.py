@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from vgan_fast.errors import UserError
+from vgan_fast.foreign import MalformedError, read_bytes
 
 _TOLD = 5  # best scenes that are recorded
 
@@ -140,6 +141,9 @@ class SceneClassifier:
         return outputs.astype(np.float64).ravel()
 
 
+_LARGEST_LABELS = 1 << 24  # bytes of a file of labels
+
+
 def read_labels(path: Path) -> list[str]:
     """Return the labels of a file, one a line, made readable; blank lines do not count.
 
@@ -151,7 +155,9 @@ def read_labels(path: Path) -> list[str]:
             or names what one above it does, in capitals or not.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, _LARGEST_LABELS).decode("utf-8-sig")
+    except MalformedError as error:
+        raise UserError(f"{path}: {error}; correct --scene-labels") from None
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); correct --scene-labels"
@@ -178,7 +184,8 @@ def read_labels(path: Path) -> list[str]:
             raise UserError(f"{path}, line {number}: is no label; write a label a line, as text")
         if label.casefold() in labels:
             raise UserError(
-                f"{path}, line {number}: {label} is named already; give each label its own name"
+                f"{path}, line {number}: {label[:80]} is named already; give each label its own"
+                " name"
             )
         labels[label.casefold()] = label
     if not labels:

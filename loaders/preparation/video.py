@@ -16,11 +16,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import simplejpeg
 
+from vgan_fast.errors import UserError
 from vgan_fast.files import written_whole
+from vgan_fast.foreign import MalformedError, read_json, typed
 
 from ..decode import DecodedFrames
 from ..decoders import Settings, UndecodableError, image_files
 from ..search import Kind
+from .records import Failed, Made
 from .scenes import SceneClassifier, SceneFilter
 from .stabilise import Clip, Cutting, Rejected, cut_clips
 
@@ -28,6 +31,7 @@ Format = Literal["tar", "npy"]
 Record = dict[str, Any]
 
 CLIPS, RECORD = ".clips", ".json"
+_LARGEST_RECORD = 1 << 30  # bytes: a thousand for each of a million clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +98,20 @@ def write_record(part: Path, record: Record) -> None:
 
 
 def read_record(part: Path) -> Record | None:
-    """Return the record of a part, None where it is not made yet."""
+    """Return the record of a part, None where it is not made yet.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = part.with_suffix(RECORD)
     try:
-        return json.loads(part.with_suffix(RECORD).read_bytes())
+        record = read_json(path, dict, _LARGEST_RECORD)
+        typed(record, Failed if "failed" in record else Made)
     except FileNotFoundError:
         return None
+    except (OSError, MalformedError) as error:
+        raise UserError(f"{path}: is damaged ({error}); remove it and repeat the command") from None
+    return record
 
 
 # A process prepares many videos by one network.

@@ -4,9 +4,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import written_whole
+from vgan_fast.foreign import MalformedError, read_json
+
+Near = TypedDict("Near", {"median ratio": float, "closer": float})
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Row:
     frechet: Number
     inception: Number | None
     statistics: dict[str, float]
-    nearest: dict[str, dict[str, float]]
+    nearest: dict[str, Near]
 
 
 @dataclass(frozen=True)
@@ -132,26 +136,12 @@ class Result:
             UserError: when it is something else.
         """
         try:
-            of = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                Protocol(**of["protocol"]),
-                [
-                    Row(
-                        **{
-                            **row,
-                            "frechet": Number(**row["frechet"]),
-                            "inception": row["inception"] and Number(**row["inception"]),
-                        }
-                    )
-                    for row in of["rows"]
-                ],
-                [Preference(**{**p, "share": Number(**p["share"])}) for p in of["preferences"]],
-                of["made_by"],
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            # What cannot be decoded holds the whole file.
-            reason = "no text" if isinstance(error, UnicodeDecodeError) else repr(error)
-            raise UserError(f"{path}: is no result of vgan_fast.evaluate ({reason})") from error
+            result = read_json(path, cls)
+            if not result.rows:
+                raise MalformedError("no rows")
+        except (OSError, MalformedError) as error:
+            raise UserError(f"{path}: is no result of vgan_fast.evaluate ({error})") from error
+        return result
 
 
 def refuse_mixed(protocols: dict[str, Protocol]) -> None:

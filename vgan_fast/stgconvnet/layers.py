@@ -18,9 +18,11 @@ EXPERIMENTS = {
     "5": "120@7/3 30@4x*x*/2x1x1+2x0x0 5@2x1x1+1x0x0",
 }
 
-_SIZE = r"(?:\d+|\*)"
+_NUMBER = r"\d{1,9}"
+_SIZE = rf"(?:{_NUMBER}|\*)"
 _LAYER = re.compile(
-    rf"(\d+)@({_SIZE}(?:x{_SIZE}x{_SIZE})?)(?:/(\d+(?:x\d+x\d+)?))?(?:\+(\d+(?:x\d+x\d+)?))?"
+    rf"({_NUMBER})@({_SIZE}(?:x{_SIZE}x{_SIZE})?)"
+    rf"(?:/({_NUMBER}(?:x{_NUMBER}x{_NUMBER})?))?(?:\+({_NUMBER}(?:x{_NUMBER}x{_NUMBER})?))?"
 )
 _LARGEST = 4096  # of a number in a layer list
 
@@ -74,8 +76,8 @@ def parse_layers(text: str, shape: Sizes) -> tuple[Layer, ...]:
         match = _LAYER.fullmatch(word)
         if match is None:
             raise UserError(
-                f"--layers: {word!r} is no layer; write FILTERS@KERNEL/STRIDE, as in 120@15/7 or "
-                "20@2x3x3/1x2x2"
+                f"--layers: {word[:40]!r} is no layer; write FILTERS@KERNEL/STRIDE, as in 120@15/7 "
+                "or 20@2x3x3/1x2x2"
             )
         filters, kernel, stride, padding = match.groups()
         kernel = tuple(
@@ -129,8 +131,8 @@ def parse_rates(text: str, layers: int) -> tuple[float, ...]:
         rates = ()
     if len(rates) != layers or not all(0 < rate < float("inf") for rate in rates):
         raise UserError(
-            f"--layer-rates {text}: must be {layers} positive numbers parted by commas, one for "
-            "each layer"
+            f"--layer-rates {text[:80]}: must be {layers} positive numbers parted by commas, one "
+            "for each layer"
         )
     return rates
 

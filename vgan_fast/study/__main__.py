@@ -13,7 +13,6 @@ from vgan_fast.files import written_whole
 # decode videos run this file's top once more, and a study that goes on needs no PyTorch.
 
 DEFAULTS = {"static": (), "count": 64, "trials": 40, "catch": 4, "fps": 12, "seed": 0}
-LONGEST_NAME = 40
 
 
 @click.group(cls=Programs, no_args_is_help=False)
@@ -134,7 +133,7 @@ def _make(db: Path, device: str, given: dict) -> None:
     """
     from vgan_fast.device import find_device
     from vgan_fast.study.clips import Clips
-    from vgan_fast.study.store import Options, create
+    from vgan_fast.study.store import MOST_CONDITIONS, Options, create
 
     sources = [_name_and_source(text) for text in given.get("clips", ())]
     given = {**DEFAULTS, **given}
@@ -143,6 +142,8 @@ def _make(db: Path, device: str, given: dict) -> None:
             f"{db}: is no study yet, and two conditions are the least: name them with"
             " --clips NAME=SOURCE"
         )
+    if len(sources) + len(given["static"]) >= MOST_CONDITIONS:  # and one for catch trials
+        raise UserError(f"--clips and --static: name {MOST_CONDITIONS} or more conditions")
     clips = Clips(
         sources,
         given["static"],
@@ -162,7 +163,9 @@ def _name_and_source(text: str) -> tuple[str, str]:
     name, equals, source = (part.strip() for part in text.partition("="))
     if not (name and equals and source):
         raise UserError(f"--clips {text}: must be NAME=SOURCE")
-    if len(name) > LONGEST_NAME or not name.isprintable() or "|" in name:
+    from vgan_fast.study.store import LONGEST_NAME, is_name
+
+    if not is_name(name):
         raise UserError(
             f"--clips {text}: a name has up to {LONGEST_NAME} printable characters but |"
         )

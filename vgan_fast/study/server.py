@@ -9,17 +9,22 @@ import socket
 import sqlite3
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Annotated, TypedDict
 from urllib.parse import urlsplit
 
 import waitress
 from flask import Flask, Response, abort, jsonify, make_response, redirect, request
+from msgspec import Meta
 from werkzeug.exceptions import HTTPException
 
 from vgan_fast.errors import UserError
+from vgan_fast.foreign import MalformedError, parse_json
 
 from .sheets import sheet_columns
-from .store import Study, TooEarlyError, UnknownTrialError
+from .store import FullError, Side, Study, TooEarlyError, UnknownTrialError
 
+BODY = 4096  # bytes of a request's body; a vote has a hundred
+HEADER = 16384  # bytes of its headers
 THREADS = 8
 CONNECTIONS = 500  # browsers keep several open each
 YEAR = 365 * 24 * 3600  # seconds that a browser remembers who it is
@@ -33,6 +38,13 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+class Vote(TypedDict):
+    """What a rater's page sends."""
+
+    key: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,100}\Z")]
+    side: Side
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def create_app(study: Study, access: Access) -> Flask:
     and its number. Which condition is on which side never leaves it.
     """
     app = Flask(__name__, static_folder="page")
-    app.config["MAX_CONTENT_LENGTH"] = 4096  # bytes; a vote has a hundred
+    app.config["MAX_CONTENT_LENGTH"] = BODY
     rater_cookie, token_cookie = f"rater-{study.id}", f"token-{study.id}"
     clip = {
         "frames": study.options.frames,
@@ -145,12 +157,11 @@ def create_app(study: Study, access: Access) -> Flask:
 
     @app.post("/vote")
     def vote() -> Response:
-        given = request.get_json()
-        if (
-            not isinstance(given, dict)
-            or given.get("side") not in ("left", "right")
-            or not isinstance(given.get("key"), str)
-        ):
+        if not request.is_json:  # what a form of another site sends is not
+            abort(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a vote is JSON")
+        try:
+            given = parse_json(request.get_data(), Vote)
+        except MalformedError:
             abort(HTTPStatus.BAD_REQUEST, "a vote is a key and a side, left or right")
         secret = request.cookies.get(rater_cookie, "")
         study.vote(secret, given["key"], given["side"])
@@ -172,6 +183,19 @@ def create_app(study: Study, access: Access) -> Flask:
     @app.errorhandler(TooEarlyError)
     def too_early(_: TooEarlyError):
         return explained(HTTPStatus.CONFLICT, "the clips have not been shown once yet")
+
+    @app.errorhandler(UnicodeDecodeError)  # what Werkzeug raises, of a query
+    def no_text(_: UnicodeDecodeError):
+        return explained(HTTPStatus.BAD_REQUEST, "the address is no text")
+
+    @app.errorhandler(FullError)
+    def full(_: FullError):
+        return explained(HTTPStatus.FORBIDDEN, "the study takes no more raters")
+
+    @app.errorhandler(MalformedError)
+    def damaged(error: MalformedError):
+        app.logger.error("the study's file is damaged: %s", error)
+        return explained(HTTPStatus.INTERNAL_SERVER_ERROR, "the study's file is damaged")
 
     @app.errorhandler(sqlite3.Error)
     def unsaved(error: sqlite3.Error):
@@ -198,6 +222,8 @@ def serve(study: Study, host: str, port: int) -> None:
             create_app(study, access),
             sockets=[listener],
             threads=THREADS,
+            max_request_body_size=BODY,  # or it would take a gigabyte to the disk first
+            max_request_header_size=HEADER,
             connection_limit=CONNECTIONS,
             asyncore_use_poll=True,
         )

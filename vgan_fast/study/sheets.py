@@ -4,10 +4,14 @@ Both clips of a trial travel in one lossless image, so that neither size, name n
 a file tells them apart.
 """
 
+import io
 import math
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image
+
+from vgan_fast.foreign import MalformedError
 
 
 def encode_strip(clip: np.ndarray) -> bytes:
@@ -15,10 +19,22 @@ def encode_strip(clip: np.ndarray) -> bytes:
     return _png(clip.reshape(-1, *clip.shape[2:]))
 
 
-def decode_strip(strip: bytes, frames: int) -> np.ndarray:
-    """The clip, uint8 (T, H, W, 3), that `encode_strip` was given."""
-    image = iio.imread(strip, plugin="pillow")
-    return image.reshape(frames, -1, *image.shape[1:])
+def decode_strip(strip: bytes, frames: int, size: int) -> np.ndarray:
+    """The clip, uint8 (T, size, size, 3), that `encode_strip` was given.
+
+    Raises:
+        MalformedError: it is no such strip.
+    """
+    try:
+        with Image.open(io.BytesIO(strip), formats=("PNG",)) as image:
+            if image.size != (size, frames * size) or image.mode != "RGB":  # before it is decoded
+                raise ValueError(f"{image.mode} of {image.width}x{image.height} pixels")
+            pixels = np.array(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged images raise whatever their format does
+        raise MalformedError(f"a clip cannot be decoded ({error})") from None
+    return pixels.reshape(frames, size, size, 3)
 
 
 def sheet_columns(frames: int) -> int:

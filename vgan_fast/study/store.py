@@ -4,7 +4,10 @@ A vote is on the disk before it is acknowledged (write-ahead log, synchronous), 
 taken back: a second vote on a trial changes nothing.
 """
 
+import functools
 import json
+import math
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -14,10 +17,13 @@ from itertools import combinations
 from pathlib import Path
 from random import SystemRandom
 from secrets import token_hex, token_urlsafe
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from msgspec import Meta
 
 from vgan_fast.errors import UserError
 from vgan_fast.files import remove_unfinished, written_whole
+from vgan_fast.foreign import MalformedError, parse_json
 
 from .sheets import decode_strip, encode_sheet, encode_strip
 from .trials import Pair, plan_trials
@@ -28,6 +34,11 @@ if TYPE_CHECKING:
 _APPLICATION = 0x5647414E  # "VGAN", in the file's header
 _VERSION = 1
 _PATIENCE = 30  # seconds to wait while others write
+MOST_CONDITIONS = 100  # each is compared with each
+MOST_RATERS = 10_000  # whoever is let in can begin again and again
+LONGEST_NAME = 40
+# Names of cookies and links are made of them.
+_ID, _TOKEN = re.compile("[0-9a-f]{8}"), re.compile("[A-Za-z0-9_-]{22}")
 
 _SCHEMA = f"""
 PRAGMA application_id = {_APPLICATION};
@@ -70,18 +81,34 @@ CREATE TABLE vote (
 Side = Literal["left", "right"]
 
 
+_STRUCTURE = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+
+
+@functools.cache
+def _structure() -> list[tuple]:
+    """What a study's file tells of its tables."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as base:
+        base.executescript(_SCHEMA)
+        return base.execute(_STRUCTURE).fetchall()
+
+
+def is_name(name: str) -> bool:
+    """Whether a condition may be called that: it stands in tables and on terminals."""
+    return 0 < len(name) <= LONGEST_NAME and name.isprintable() and "|" not in name
+
+
 @dataclass(frozen=True)
 class Options:
     """How a study was made; nothing of it changes later."""
 
     clips: tuple[str, ...]  # NAME=SOURCE
     static: tuple[str, ...]
-    count: int  # clips of each condition
-    trials: int  # of a rater, without catch trials
-    catch: int  # catch trials of a rater
-    frames: int  # of a clip
-    size: int  # pixels a side
-    fps: int  # at which clips are shown
+    count: Annotated[int, Meta(ge=1, le=1000)]  # clips of each condition
+    trials: Annotated[int, Meta(ge=1, le=10_000)]  # of a rater, without catch trials
+    catch: Annotated[int, Meta(ge=0, le=1000)]  # catch trials of a rater
+    frames: Annotated[int, Meta(ge=1, le=1024)]  # of a clip
+    size: Annotated[int, Meta(ge=1, le=4096)]  # pixels a side
+    fps: Annotated[int, Meta(ge=1, le=60)]  # at which clips are shown
     seed: int
 
     @property
@@ -114,6 +141,10 @@ class Answer(NamedTuple):
 
 class UnknownTrialError(Exception):
     """There is no such trial, or it is another rater's."""
+
+
+class FullError(Exception):
+    """The study has as many raters as it takes."""
 
 
 class TooEarlyError(Exception):
@@ -153,6 +184,39 @@ def create(path: Path, options: Options, conditions: Iterable["Condition"]) -> N
             raise UserError(f"{path}: cannot be written ({error}); name another file") from error
 
 
+def _checked_study(rows: list[tuple]) -> tuple[str, str, str]:
+    """The one row of a study.
+
+    Raises:
+        MalformedError: it is none that `create` wrote.
+    """
+    if len(rows) != 1 or not all(isinstance(value, str) for value in rows[0]):
+        raise MalformedError("its description is damaged")
+    if not _ID.fullmatch(rows[0][0]) or not _TOKEN.fullmatch(rows[0][1]):
+        raise MalformedError("its id or its token is damaged")
+    return rows[0]
+
+
+def _check_conditions(rows: list[tuple], options: Options) -> None:
+    """See that the conditions can be compared.
+
+    Raises:
+        MalformedError: they cannot.
+    """
+    kinds = [kind for _, _, kind in rows]
+    for number, name, kind in rows:
+        if not isinstance(name, str) or not is_name(name.removeprefix("static ")):
+            raise MalformedError(f"the name of condition {number} is damaged")
+        if kind not in ("model", "real", "static", "foil"):
+            raise MalformedError(f"the kind of condition {number} is damaged")
+    if len(rows) > MOST_CONDITIONS:
+        raise MalformedError(f"over {MOST_CONDITIONS} conditions")
+    if len(kinds) - kinds.count("foil") < 2:
+        raise MalformedError("under two conditions")
+    if options.catch and not ("real" in kinds and "foil" in kinds):
+        raise MalformedError("catch trials, but no clips for them")
+
+
 class Study:
     """A study that `create` wrote. Threads and processes may share it.
 
@@ -176,14 +240,20 @@ class Study:
                 (version,) = base.execute("PRAGMA user_version").fetchone()
                 if (application, version) != (_APPLICATION, _VERSION):
                     raise UserError(f"{path}: is no study of this version; name another file")
-                self.id, self.token, options = base.execute("SELECT * FROM study").fetchone()
-                rows = base.execute("SELECT id, name, kind FROM condition ORDER BY id").fetchall()
-        except sqlite3.Error as error:
+                # Triggers and views of somebody else's would run with every vote.
+                if base.execute(_STRUCTURE).fetchall() != _structure():
+                    raise MalformedError("its tables are not a study's")
+                self.id, self.token, options = _checked_study(
+                    base.execute("SELECT * FROM study LIMIT 2").fetchall()
+                )
+                rows = base.execute(
+                    "SELECT id, name, kind FROM condition ORDER BY id LIMIT ?",
+                    (MOST_CONDITIONS + 1,),
+                ).fetchall()
+            self.options = parse_json(options.encode(), Options)
+            _check_conditions(rows, self.options)
+        except (sqlite3.Error, MalformedError) as error:
             raise UserError(f"{path}: cannot be read as a study ({error})") from error
-        values = json.loads(options)
-        self.options = Options(
-            **{**values, "clips": tuple(values["clips"]), "static": tuple(values["static"])}
-        )
         self.conditions = [name for _, name, kind in rows if kind != "foil"]
         compared = [condition for condition, _, kind in rows if kind != "foil"]
         self._pairs = list(combinations(compared, 2))
@@ -194,12 +264,22 @@ class Study:
             self._catch = [(real, foil)] * self.options.catch
 
     def begin(self) -> str:
-        """A new rater's secret, with trials drawn for them."""
+        """A new rater's secret, with trials drawn for them.
+
+        Raises:
+            FullError: there are as many raters as there may be.
+            MalformedError, sqlite3.Error: the file is damaged or cannot be written to.
+        """
         secret = token_urlsafe(16)
         with self._write() as base:
             clips: dict[int, list[int]] = {}
             for clip, condition in base.execute("SELECT id, condition FROM clip ORDER BY id"):
                 clips.setdefault(condition, []).append(clip)
+            if not {one for pair in (*self._pairs, *self._catch) for one in pair} <= clips.keys():
+                raise MalformedError("a condition has no clips")
+            (raters,) = base.execute("SELECT count(*) FROM rater").fetchone()
+            if raters >= MOST_RATERS:
+                raise FullError
             given = dict.fromkeys(self._pairs, 0)
             for first, second, count in base.execute(
                 "SELECT min(l.condition, r.condition), max(l.condition, r.condition), count(*)"
@@ -237,13 +317,18 @@ class Study:
                 " WHERE secret = ? AND side IS NULL ORDER BY place LIMIT 1",
                 (secret,),
             ).fetchone()
-        return Trial(*row) if row else None
+        if row is None:
+            return None
+        if not isinstance(row[0], str) or not isinstance(row[1], int):
+            raise MalformedError("a trial is damaged")
+        return Trial(*row)
 
     def show(self, secret: str, key: str) -> bytes:
         """The sheet (`sheets.encode_sheet`) of a trial; the time of the first call is kept.
 
         Raises:
             UnknownTrialError: it is not one of this rater's.
+            MalformedError, sqlite3.Error: the file is damaged or cannot be written to.
         """
         with self._write() as base:
             trial, shown = self._find(base, secret, key)
@@ -254,7 +339,10 @@ class Study:
                 " JOIN clip r ON r.id = right_clip WHERE trial.id = ?",
                 (trial,),
             ).fetchone()
-        return encode_sheet(*(decode_strip(strip, self.options.frames) for strip in strips))
+        if strips is None:
+            raise MalformedError("a trial has no clips")
+        shape = self.options.frames, self.options.size
+        return encode_sheet(*(decode_strip(strip, *shape) for strip in strips))
 
     def vote(self, secret: str, key: str, side: Side) -> None:
         """Keep a vote, on the disk when this returns; only the first on a trial counts.
@@ -271,17 +359,33 @@ class Study:
             base.execute("INSERT OR IGNORE INTO vote VALUES (?, ?, ?)", (trial, side, now))
 
     def answers(self) -> list[Answer]:
-        """Every vote so far, in the order of their coming."""
-        with self._open() as base:
-            rows = base.execute(
-                "SELECT rater, side, at - shown, l.name, l.kind, r.name, r.kind FROM vote"
-                " JOIN trial ON trial.id = trial"
-                " JOIN clip lc ON lc.id = left_clip JOIN condition l ON l.id = lc.condition"
-                " JOIN clip rc ON rc.id = right_clip JOIN condition r ON r.id = rc.condition"
-                " ORDER BY at"
-            ).fetchall()
+        """Every vote so far, in the order of their coming.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            with self._open() as base:
+                return self._answers(base)
+        except (sqlite3.Error, MalformedError) as error:
+            raise UserError(f"{self._path}: cannot be read as a study ({error})") from error
+
+    @staticmethod
+    def _answers(base: sqlite3.Connection) -> list[Answer]:
+        rows = base.execute(
+            "SELECT rater, side, at - shown, l.name, l.kind, r.name, r.kind FROM vote"
+            " JOIN trial ON trial.id = trial"
+            " JOIN clip lc ON lc.id = left_clip JOIN condition l ON l.id = lc.condition"
+            " JOIN clip rc ON rc.id = right_clip JOIN condition r ON r.id = rc.condition"
+            " ORDER BY at"
+        ).fetchall()
         answers = []
         for rater, side, seconds, *named in rows:
+            # Columns of SQLite hold what is put into them, whatever their type.
+            if side not in ("left", "right") or not isinstance(seconds, float):
+                raise MalformedError("a vote is damaged")
+            if not isinstance(rater, int) or not 0 <= seconds < math.inf:
+                raise MalformedError("a vote is damaged")
             chosen, other = (named[:2], named[2:])[:: 1 if side == "left" else -1]
             kinds = chosen[1], other[1]
             missed = kinds[0] == "foil" if "foil" in kinds else None
@@ -297,6 +401,8 @@ class Study:
         ).fetchone()
         if row is None:
             raise UnknownTrialError
+        if not (row[1] is None or isinstance(row[1], float)):
+            raise MalformedError("a trial is damaged")
         return row
 
     @contextmanager
@@ -305,6 +411,8 @@ class Study:
         # millisecond.
         with closing(sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)) as base:
             base.execute("PRAGMA synchronous = FULL")  # some builds of SQLite do less by default
+            base.execute("PRAGMA trusted_schema = OFF")  # the file may be somebody else's
+            base.execute("PRAGMA cell_size_check = ON")
             yield base
 
     @contextmanager

@@ -431,7 +431,12 @@ def test_clips_of_a_few_videos_are_chosen_from_all_of_them():
 
 
 def test_the_sheet_is_spread_and_strips_are_of_the_beginnings(tmp_path):
-    figures = {"frames": 16, "transforms": None, "error_before": 1.0, "error_after": 1.0}
+    figures = {
+        **{"shard": "train/000000.tar", "position": 0, "key": f"{'a' * 16}_0000000"},
+        **{"source_sha256": "a" * 64, "sha256": "a" * 64, "rate": None, "frames": 16},
+        **{"frame_size": [64, 64], "crop": [0, 0, 64], "transforms": None},
+        **{"registration_error": None, "error_before": 1.0, "error_after": 1.0},
+    }
     with open(tmp_path / "manifest.jsonl", "w") as manifest:
         for source, number in itertools.product(("a", "b"), range(500)):
             clip = record(source, 1000 * (source == "b") + 16 * number, 0.0) | figures
@@ -454,8 +459,9 @@ def test_examples_are_long_or_early_and_of_several_videos(tmp_path):
     with open(tmp_path / "rejected.jsonl", "w") as rejected:
         for source, start, frames in stretches:
             told = {"source": source, "reason": "short", "start": start, "frames": frames}
+            told["detail"] = ""
             rejected.write(json.dumps(told) + "\n")
-        rejected.write(json.dumps({"source": "e", "reason": "broken"}) + "\n")
+        rejected.write(json.dumps({"source": "e", "reason": "broken", "detail": ""}) + "\n")
     reasons = report._reasons(tmp_path)
     assert [(reason.stretches, reason.frames) for reason in reasons.values()] == [(7, 593), (1, 0)]
     examples = reasons["short"].examples
