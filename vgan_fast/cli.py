@@ -105,6 +105,10 @@ class Programs(_InOneLine, click.Group):
     """A group of commands that report as a `Program` does."""
 
 
+class _InterruptedError(KeyboardInterrupt):
+    """Python ends with SIGINT, whatever was asked for, if a plain one has passed through `exec`."""
+
+
 @contextlib.contextmanager
 def _interrupted_by_signals(came: list[int]) -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does: processes are stopped and half-written files removed.
@@ -114,7 +118,7 @@ def _interrupted_by_signals(came: list[int]) -> Iterator[None]:
 
     def interrupt(number: int, _frame: object) -> None:
         came.append(number)
-        raise KeyboardInterrupt
+        raise _InterruptedError
 
     def repeat(lost: object) -> None:
         # In a finaliser Python reports an interruption and drops it.

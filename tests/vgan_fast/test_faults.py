@@ -247,6 +247,18 @@ def test_an_interruption_in_a_finaliser_is_not_lost(capsys):
     assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
+def test_an_interruption_in_what_is_executed_from_text_keeps_its_status():
+    """As the making of a data class does while a program is imported."""
+    program = (
+        "import click; from vgan_fast.cli import Program\n"
+        "@click.command(cls=Program)\n"
+        "def main(): exec('import signal; signal.raise_signal(signal.SIGTERM)')\n"
+        "main.main([])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert ended.returncode == 143
+
+
 def test_a_fault_of_ours_is_no_line():
     @click.command(cls=Program)
     def program():
