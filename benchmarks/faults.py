@@ -1,6 +1,6 @@
 """What faults cost: nothing lost, nothing wrong, nothing left behind.
 
-    python -m benchmarks.faults --kills 200 --out FILE.md
+    python -m benchmarks.faults --kills 200 --fuzz 10000 --out FILE.md
 
 `--kills N` runs a small training and a small preparation in processes of their own (forked from one
 that has PyTorch loaded, `zygote.py`), two thirds and one third of N, sends each SIGKILL or SIGTERM
@@ -17,6 +17,8 @@ descriptors, threads, processes, names in /dev/shm (of its own, where the system
 temporary files: medians of the last third may not exceed those of the first by more than the table
 says.
 
+`--fuzz N` feeds every parser of foreign bytes N damaged inputs (`benchmarks.fuzzing`).
+
 The status is 1 where anything was wrong.
 """
 
@@ -29,8 +31,10 @@ from pathlib import Path
 import click
 
 from benchmarks.family import SHARED, names, own_shared_memory
+from benchmarks.fuzzing import fuzz, table
 from benchmarks.killing import Preparing, Tally, Training, kill
 from benchmarks.machine import describe, versions
+from benchmarks.parsers import PARSERS
 from benchmarks.soaking import BOUNDS, WARM_UP, Soak, soak
 from vgan_fast.cli import Program
 from vgan_fast.files import refuse_unwritable, written_whole
@@ -42,15 +46,18 @@ COLUMNS = (*OF_KILLS, "resumed", "runs finished", "bit for bit the same")
 @click.command(cls=Program)
 @click.option("--kills", type=click.IntRange(2), help="signals to send in all")
 @click.option("--soak", "minutes", type=click.FloatRange(0, min_open=True), help="minutes")
+@click.option("--fuzz", "inputs", type=click.IntRange(1), help="damaged inputs for each parser")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Markdown file to write")
-def main(kills: int | None, minutes: float | None, seed: int, out: Path | None) -> int:
+def main(
+    kills: int | None, minutes: float | None, inputs: int | None, seed: int, out: Path | None
+) -> int:
     """Inject faults into small runs and count what was lost, wrong or left behind."""
     if out:
         refuse_unwritable(out)
     alone = own_shared_memory()
     sections, wrong = [], []
-    for value, work in ((kills, _kills), (minutes, _soaked)):
+    for value, work in ((kills, _kills), (minutes, _soaked), (inputs, _fuzzed)):
         if value:
             section, found = work(value, seed, alone)
             sections.append(section)
@@ -107,6 +114,13 @@ def _soaked(minutes: float, seed: int, alone: bool) -> tuple[str, list[str]]:
         lines.append(f"| {name} | {first:.6g} | {last:.6g} | {BOUNDS[name]:g} |")
     lines += ["", f"Wrong: {len(wrong)}.", "", *(f"- {line}" for line in wrong)]
     return "\n".join(lines), wrong
+
+
+def _fuzzed(inputs: int, seed: int, alone: bool) -> tuple[str, list[str]]:
+    tallies = [fuzz(parser, 0, inputs) for parser in PARSERS]
+    wrong = [f"{tally.parser}: {why}" for tally in tallies for _, why in tally.wrong]
+    head = f"## {inputs} damaged inputs for each of {len(tallies)} parsers"
+    return f"{head}\n\n{table(tallies)}", wrong
 
 
 def _show_soak(done: Soak) -> None:

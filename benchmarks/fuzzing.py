@@ -32,8 +32,9 @@ from benchmarks.mutations import Files
 from benchmarks.parsers import PARSERS, Parser
 from vgan_fast.cli import Program
 from vgan_fast.files import written_whole
-from vgan_fast.loaders.cache import death, limit_memory
+from vgan_fast.loaders.cache import limit_memory
 
+SECONDS, MEMORY = 10.0, 512  # that one input may take, and MiB
 BATCH = 200  # inputs at once, of a parser that takes many
 LISTED = 20  # wrong ones that are told of
 _LIBRARIES = (
@@ -75,7 +76,9 @@ class Tally:
     seconds: float = 0.0
 
 
-def fuzz(parser: Parser, first: int, count: int, *, seconds: float, memory: int) -> Tally:
+def fuzz(
+    parser: Parser, first: int, count: int, *, seconds: float = SECONDS, memory: int = MEMORY << 20
+) -> Tally:
     """Feed one parser the inputs from `first` on, in processes of its own.
 
     Args:
@@ -124,7 +127,7 @@ def _heard(here: Connection, process, seconds: float) -> Iterator[Told]:
         if not batch:  # not one seed was parsed, and no other process will fare better
             raise RuntimeError("a parser's seeds cannot be parsed; the reason is above") from None
         if process.exitcode:
-            yield Told(1, 0, 0, f"the process died ({death(process.exitcode)})", 0, 0)
+            yield Told(1, 0, 0, f"the process died: {process.exitcode}", 0, 0)  # of a signal if < 0
 
 
 def _feed(parser: Parser, first: int, end: int, memory: int, there: Connection) -> None:
@@ -194,8 +197,8 @@ def table(tallies: list[Tally]) -> str:
 @click.option("--inputs", type=click.IntRange(1), default=200, help="for each parser")
 @click.option("--first", type=click.IntRange(0), default=0, help="number of the first input")
 @click.option("--parser", "chosen", multiple=True, help="only this one; may be repeated")
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, help="for one input")
-@click.option("--memory", type=click.IntRange(1), default=512, help="MiB for one input")
+@click.option("--seconds", type=click.FloatRange(0.1), default=SECONDS, help="for one input")
+@click.option("--memory", type=click.IntRange(1), default=MEMORY, help="MiB for one input")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Markdown file")
 def main(
     inputs: int, first: int, chosen: tuple[str, ...], seconds: float, memory: int, out: Path | None

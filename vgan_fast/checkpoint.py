@@ -4,7 +4,6 @@ A checkpoint appears whole or not at all, carries the hash of each of its files,
 without running any code of its own.
 """
 
-import hashlib
 import json
 import pickletools
 import re
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from vgan_fast.errors import UserError
-from vgan_fast.files import explained, remove_unfinished, written_whole
+from vgan_fast.files import explained, remove_unfinished, sha256_of, written_whole
 from vgan_fast.foreign import MalformedError, read_json
 from vgan_fast.interchange.layout import is_published, read_description, read_weights
 from vgan_fast.settings import Settings
@@ -63,7 +62,7 @@ def save_checkpoint(
         with (folder / STATE).open("wb") as file:
             torch.save({**state, "step": step}, file)
         settings.save(folder / SETTINGS)
-        hashes = {name: _sha256(folder / name) for name in (WEIGHTS, STATE, SETTINGS)}
+        hashes = {name: sha256_of(folder / name) for name in (WEIGHTS, STATE, SETTINGS)}
         (folder / HASHES).write_bytes(_as_text(hashes))
     with explained(target.parent):
         for old in list_checkpoints(run)[: -settings.keep]:
@@ -194,7 +193,7 @@ def _broken(path: Path) -> str | None:
     found = {}
     for name in (WEIGHTS, STATE, SETTINGS):
         try:
-            found[name] = _sha256(path / name)
+            found[name] = sha256_of(path / name)
         except OSError:
             return name
     try:
@@ -209,14 +208,6 @@ def _broken(path: Path) -> str | None:
 
 def _as_text(hashes: dict[str, str]) -> bytes:
     return json.dumps(hashes, indent=2).encode() + b"\n"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):  # not at once: weights may be larger than the memory
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _refuse_oversized(path: Path) -> None:

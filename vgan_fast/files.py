@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -51,6 +52,19 @@ def written_whole(
         shutil.rmtree(scratch, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file, in hexadecimal; it may be larger than the memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def refuse_unwritable(path: Path, remedy: str = "choose another --out") -> None:

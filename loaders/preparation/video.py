@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 
 from vgan_fast.errors import UserError
-from vgan_fast.files import written_whole
+from vgan_fast.files import sha256_of, written_whole
 from vgan_fast.foreign import MalformedError, read_json, typed
 
 from ..decode import DecodedFrames
@@ -131,8 +131,7 @@ class _Counted:
 def _digest(source: Path, kind: Kind) -> tuple[str, int]:
     """Return the SHA-256 of a video's bytes, and their number; of a folder, of all its images."""
     if kind != "images":
-        with open(source, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), source.stat().st_size
+        return sha256_of(source), source.stat().st_size
     total, size = hashlib.sha256(), 0
     for image in image_files(source):
         content = image.read_bytes()

@@ -1,7 +1,6 @@
 """`.t7` files where programs take a run: read once, kept as a run of one checkpoint."""
 
 import contextlib
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from filelock import FileLock
 
 from vgan_fast.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
 from vgan_fast.errors import UserError
-from vgan_fast.files import explained
+from vgan_fast.files import explained, sha256_of
 from vgan_fast.interchange.torch7_networks import Torch7Networks, import_torch7
 from vgan_fast.kernels.choice import cache_folder
 from vgan_fast.settings import Settings
@@ -52,12 +51,8 @@ def run_of_torch7(file: Path) -> Path:
 
 
 def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with file.open("rb") as opened:
-            while part := opened.read(1 << 20):
-                digest.update(part)
+        return sha256_of(file)[:16]
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{file}: cannot be read ({reason})") from error
-    return digest.hexdigest()[:16]
