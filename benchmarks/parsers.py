@@ -34,6 +34,7 @@ from vgan_fast import checkpoint as checkpoints
 from vgan_fast.errors import UserError
 from vgan_fast.evaluation.report import as_tables
 from vgan_fast.evaluation.result import Number, Preference, Protocol, Result, Row
+from vgan_fast.interchange import layout
 from vgan_fast.interchange.torch7 import TorchObject, read_torch7
 from vgan_fast.interchange.torch7_networks import import_torch7
 from vgan_fast.loaders.cache import decode_videos, read_entry
@@ -46,6 +47,7 @@ from vgan_fast.loaders.strips import BrokenStripError, Strip, decode_strip, meas
 from vgan_fast.networks import build_generator
 from vgan_fast.restoration.occlusions import read_mask
 from vgan_fast.settings import Settings
+from vgan_fast.shape import ClipShape
 from vgan_fast.stgconvnet.layers import EXPERIMENTS, parse_layers, parse_rates
 from vgan_fast.study.analysis import as_markdown
 from vgan_fast.study.clips import Condition
@@ -500,6 +502,26 @@ def _load_weights(folder: Path) -> bool:
     return True
 
 
+def _published() -> list[Files]:
+    shape = {"frames": 8, "size": 16, "width": 8, "latent": 8}
+    made = []
+    for name, more in (("TwoStreamGenerator", {"mask_bias": -1.0}), ("Discriminator", {})):
+        description = {"network": name, "shape": shape, **more}
+        network = layout.KINDS[name].network(ClipShape(**shape), **more)
+        made.append(
+            {
+                layout.CONFIG: json.dumps(description).encode(),
+                layout.WEIGHTS: safetensors_of(network.state_dict()),
+            }
+        )
+    return made
+
+
+def _read_published(folder: Path) -> bool:
+    layout.read_description(folder).settings()
+    return True
+
+
 def _states() -> list[Files]:
     return _file_of_checkpoint(checkpoints.STATE)
 
@@ -831,6 +853,7 @@ PARSERS = (
     Parser("weights, header apart", _weights_apart, _load_weights_joined),
     Parser("training state, members apart", _state_apart, _load_state_joined),
     Parser("Torch7 file", _t7_files, _t7),
+    Parser("Hugging Face folder", _published, _read_published),
     Parser("evaluation result", _results, _result),
     Parser("layer list", _layer_lists, _layers),
     Parser("layer rates", _rate_lists, _rates),
