@@ -70,8 +70,10 @@ DRAWING = {"inspect.py", "report.py"}  # of the loaders: a program and a page
     [
         (["kernels/**/*.py"], {"kernels", "cli", "errors", "files", "shape"}),
         (["loaders/**/*.py"], {"loaders", "errors", "files"}),
-        ([f"vgan_fast/{n}.py" for n in ("models", "cpu", "fused")], {"kernels", "models", "shape"}),
-        (["vgan_fast/step.py"], {"graph", "kernels", "settings"}),
+        ([f"vgan_fast/{n}.py" for n in ("models", "cpu")], {"kernels", "models", "shape"}),
+        (["vgan_fast/fused.py"], {"kernels", "models", "shape", "synchronised"}),
+        (["vgan_fast/synchronised.py"], {"distributed"}),
+        (["vgan_fast/step.py"], {"distributed", "graph", "kernels", "settings", "synchronised"}),
     ],
 )
 def test_data_flows_one_way(files, allowed):
