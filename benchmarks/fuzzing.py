@@ -33,6 +33,7 @@ from benchmarks.parsers import PARSERS, Parser
 from vgan_fast.cli import Program
 from vgan_fast.files import written_whole
 from vgan_fast.loaders.cache import limit_memory
+from vgan_fast.loaders.processes import ProcessDiedError
 
 SECONDS, MEMORY = 10.0, 512  # that one input may take, and MiB
 BATCH = 200  # inputs at once, of a parser that takes many
@@ -127,7 +128,8 @@ def _heard(here: Connection, process, seconds: float) -> Iterator[Told]:
         if not batch:  # not one seed was parsed, and no other process will fare better
             raise RuntimeError("a parser's seeds cannot be parsed; the reason is above") from None
         if process.exitcode:
-            yield Told(1, 0, 0, f"the process died: {process.exitcode}", 0, 0)  # of a signal if < 0
+            died = ProcessDiedError(process.exitcode)
+            yield Told(1, 0, 0, f"the process died ({died})", 0, 0)
 
 
 def _feed(parser: Parser, first: int, end: int, memory: int, there: Connection) -> None:
