@@ -465,12 +465,15 @@ def _checkpoint(folder: Path) -> bool:
 
 def _hashed(files: Files) -> Files:
     """With the right hash of every file, as somebody who means harm would give."""
+    names = checkpoints.WEIGHTS, checkpoints.STATE, checkpoints.SETTINGS
+    there = {name: files.get(f"step-00000012/{name}") for name in names}
     hashes = {
-        name.partition("/")[2]: hashlib.sha256(content).hexdigest()
-        for name, content in files.items()
-        if not name.endswith(checkpoints.HASHES)
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in there.items()
+        if content is not None
     }
-    return {**files, f"step-00000012/{checkpoints.HASHES}": json.dumps(hashes).encode()}
+    content = json.dumps(hashes, indent=2).encode() + b"\n"
+    return {**files, f"step-00000012/{checkpoints.HASHES}": content}
 
 
 def _file_of_checkpoint(name: str) -> list[Files]:
