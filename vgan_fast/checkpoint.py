@@ -66,7 +66,8 @@ def save_checkpoint(
         (folder / HASHES).write_bytes(_as_text(hashes))
     with explained(target.parent):
         for old in list_checkpoints(run)[: -settings.keep]:
-            shutil.rmtree(old)
+            # Out of sight first: a run that is killed here leaves no half of a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}-dropped")))
     return target
 
 
