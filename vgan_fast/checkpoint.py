@@ -56,7 +56,8 @@ def save_checkpoint(
         (folder / HASHES).write_bytes(_as_text(hashes))
     with explained(target.parent):
         for old in list_checkpoints(run)[: -settings.keep]:
-            shutil.rmtree(old)
+            # Under a name that the next one removes: a kill must not leave half of a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}-dropped")))
     return target
 
 
