@@ -380,6 +380,26 @@ def test_without_any_whole_one_it_says_so(three, tmp_path):
         find_checkpoint(out)
 
 
+def test_killed_over_an_old_checkpoint_it_leaves_whole_ones(tmp_path, monkeypatch):
+    settings, state = Settings(keep=1), {"position": 0}
+    save_checkpoint(tmp_path, 1, {"net": torch.nn.Linear(2, 2)}, state, settings)
+    real = shutil.rmtree
+
+    def killed(path, ignore_errors=False):
+        if not ignore_errors:
+            (path / "weights.safetensors").unlink()
+            raise Killed
+        real(path, ignore_errors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, 2, {"net": torch.nn.Linear(2, 2)}, state, settings)
+    assert [find_checkpoint(path).name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
+    save_checkpoint(tmp_path, 3, {"net": torch.nn.Linear(2, 2)}, state, settings)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
 def test_an_old_checkpoint_that_cannot_be_dropped_is_one_line(whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
 
