@@ -124,7 +124,7 @@ def _interrupted_by_signals(came: list[int]) -> Iterator[None]:
         # In a finaliser Python reports an interruption and drops it.
         if came and issubclass(lost.exc_type, KeyboardInterrupt):
             threading.Timer(0.05, os.kill, (os.getpid(), came[-1])).start()
-        else:
+        elif not came:  # what half-made objects say as they go is no news then
             sys.__unraisablehook__(lost)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may say so
@@ -135,7 +135,8 @@ def _interrupted_by_signals(came: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        if not came:
+            sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
