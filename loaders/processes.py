@@ -41,7 +41,9 @@ class ProcessDiedError(Exception):
     """The process died over the call; the message says of what."""
 
     def __init__(self, exitcode: int):
-        name = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
+        name = f"exit code {exitcode}"
+        with contextlib.suppress(ValueError):  # a signal without a name
+            name = signal.Signals(-exitcode).name
         super().__init__(name)
         self.from_outside = -exitcode in _KILLS
 
@@ -233,7 +235,7 @@ def _serve(connection: Connection, initialise: Callable[[], None] | None) -> Non
     while True:
         try:
             call = connection.recv_bytes()
-        except EOFError:  # the process that waited is gone
+        except (EOFError, ConnectionError):  # the process that waited is gone
             return
         connection.send_bytes(_outcome(call, connection))
 

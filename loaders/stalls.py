@@ -48,8 +48,8 @@ def attended(function: Callable[[], Result], seconds: float = SECONDS) -> Result
         try:
             return future.result(max(0, since + seconds - time.monotonic()))
         except TimeoutError:
-            if future.done():  # the function's own error
-                raise
+            if future.done():  # by now, or with an error of that class
+                return future.result()
             if _at[1] == since:
                 raise stuck(path, seconds) from None
 

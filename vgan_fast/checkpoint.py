@@ -87,9 +87,9 @@ def find_checkpoint(path: Path) -> Path:
     if not is_checkpoint(path):
         found = list_checkpoints(path)
         if not found:
-            raise UserError(
-                f"{path}: holds no checkpoint; give the folder of a run of vgan_fast.train"
-            )
+            inside = sorted(p.name for p in path.glob("*") if is_published(p))
+            what = f"its folder {inside[0]}" if inside else "the folder of a run of vgan_fast.train"
+            raise UserError(f"{path}: holds no checkpoint; give {what}")
         checkpoint = found[-1]
     _check(checkpoint)
     _refuse_oversized(checkpoint)
@@ -189,14 +189,26 @@ def _check(path: Path) -> None:
     raise UserError(f"{path / broken}: is missing, truncated or corrupt; {remedy}")
 
 
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written.
+
+    Raises:
+        UserError: when a file that is there cannot be read.
+    """
+    return _broken(path) is None
+
+
 def _broken(path: Path) -> str | None:
     """The first file of a checkpoint that is not as it was written."""
     found = {}
     for name in (WEIGHTS, STATE, SETTINGS):
         try:
             found[name] = sha256_of(path / name)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return name
+        except OSError as error:  # which says nothing of what is there
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(f"{path / name}: cannot be read ({reason}); try again") from error
     try:
         expected = read_json(path / HASHES, dict[str, str])
         changed = [name for name, digest in found.items() if expected[name] != digest]
@@ -226,6 +238,9 @@ def _refuse_strange(state: Path) -> None:
     """Raise for a state that would take more memory than it has bytes, or is made of odd parts."""
     with zipfile.ZipFile(state) as archive:
         members = archive.infolist()
+        # PyTorch reads a file that begins with anything else as another format.
+        if min(member.header_offset for member in members) or not _begins_as_zip(state):
+            raise ValueError("something before its first part")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("compressed")
         if sum(member.file_size for member in members) > state.stat().st_size:
@@ -240,16 +255,25 @@ def _refuse_strange(state: Path) -> None:
                 raise ValueError(f"made of {code.name}")
 
 
-def _refuse_stretched(value) -> None:
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _refuse_stretched(state: dict) -> None:
     """Raise for tensors that are larger than what is stored of them."""
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.device.type != "cpu":
-            raise ValueError("an odd tensor")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError("a tensor larger than what is stored of it")
-    elif isinstance(value, dict):
-        for each in value.values():
-            _refuse_stretched(each)
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            _refuse_stretched(each)
+    left, seen = [state], set()  # a value may stand in many places
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu":
+                raise ValueError("an odd tensor")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError("a tensor larger than what is stored of it")
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value

@@ -8,7 +8,7 @@ from vgan_fast.errors import UserError
 
 FPS = 12  # a clip of 32 frames lasts 2.7 s
 WHOLE = 1024  # most clips in one picture, which is held in memory
-_PICTURES = (".gif", ".mp4", ".png")
+PICTURES = (".gif", ".mp4", ".png")
 
 
 def output_options(default: str, of: str):
@@ -56,7 +56,7 @@ def is_whole(out: Path) -> bool:
     Raises:
         UserError: when it can be neither.
     """
-    if out.suffix not in ("", *_PICTURES):
+    if out.suffix not in ("", *PICTURES):
         raise UserError(f"--out {out}: must end in .gif, .mp4 or .png, or be a folder's name")
     if not out.suffix and out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder, or a .gif, .mp4 or .png file")

@@ -16,6 +16,7 @@ save is counted in `benchmarks.scaling`.
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
@@ -127,6 +128,7 @@ class Ranks:
         with _sent():
             if self.first:
                 self._store.set(key, decision)
+            self._wait_for(key, PATIENCE)
             return self._store.get(key).decode()
 
     def part(self, pieces: int) -> range:
@@ -154,11 +156,26 @@ class Ranks:
         done = [f"{key}-{number}" for number in range(self.count)]
         if not self.first:
             with _sent():
-                self._store.wait(done[:1], DECODING)
+                self._wait_for(done[0], DECODING)
         yield
         with _sent():
             self._store.set(done[self.number], "done")
-            self._store.wait(done, DECODING)
+            for key in done:
+                self._wait_for(key, DECODING)
+
+    def _wait_for(self, key: str, patience: timedelta) -> None:
+        """Wait for what another process sets, in slices: signals are heard in between, and its end.
+
+        Raises:
+            SystemExit: another process has ended with an error, and says why.
+        """
+        end = time.monotonic() + patience.total_seconds()
+        while not self._store.check([key]):
+            if self._store.check(["ended"]):
+                raise SystemExit(2)
+            if time.monotonic() > end:
+                raise RuntimeError(f"nothing within {patience}")
+            time.sleep(0.05)
 
     @property
     def workers(self) -> int | None:
@@ -232,19 +249,24 @@ def joined() -> Iterator[Ranks]:
     if not all(name in os.environ for name in _VARIABLES):
         yield ALONE
         return
-    store, number, count = next(rendezvous("env://", timeout=PATIENCE))
     # Both, since losses and decisions on the CPU go by gloo where gradients on GPUs go by NCCL.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
-    # Processes that are started again may meet what the store held before.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    ranks = Ranks(number, count, dist.PrefixStore(f"vgan_fast-{attempt}", store))
+    with _sent():
+        store, number, count = next(rendezvous("env://", timeout=PATIENCE))
+        # Processes that are started again meet what the store held before: addresses of the dead.
+        store = dist.PrefixStore(f"vgan_fast-{attempt}", store)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=PATIENCE
+        )
+    ranks = Ranks(number, count, store)
     try:
         yield ranks
-    except UserError:
-        if ranks.speaks():
-            raise
-        raise SystemExit(2) from None
+    except BaseException as error:
+        spoke = ranks.speaks()
+        if isinstance(error, UserError) and not spoke:
+            raise SystemExit(2) from None
+        raise
     finally:
         dist.destroy_process_group()
 

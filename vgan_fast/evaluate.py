@@ -237,7 +237,7 @@ def _evaluate(
                 f"{named[name]}: was trained with another --stride or --fps than the first run; "
                 "evaluate them apart"
             )
-        if own.data in SYNTHETIC and own.seed != first.seed:
+        if own.data in SYNTHETIC and own.seed != first.seed and ranks.first:
             print(f"{name}: of another seed; copies are looked for among the first run's clips")
         if data is None and own.data != first.data:
             raise UserError(

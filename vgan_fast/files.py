@@ -5,16 +5,21 @@ import errno
 import fcntl
 import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from vgan_fast.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a limit on a file's size
-_SCRATCH = ".part"  # ends the name of a folder that something is being written in
+# Of a folder that something is being written in: a program removes what those of its machine left.
+_SCRATCH = f".{zlib.crc32(platform.node().encode()):08x}.vgan_fast"
+_OURS = re.compile(rf"\.(.+)-[a-z0-9_]{{8}}{re.escape(_SCRATCH)}")
 _LEFT = 60  # seconds after which such a folder that nobody holds is what a killed program left
 _cleared: set[Path] = set()  # folders that this process has looked through for those
 
@@ -81,7 +86,7 @@ def refuse_unwritable(path: Path, remedy: str = "choose another --out") -> None:
 def remove_unfinished(folder: Path, pattern: str) -> None:
     """Remove what `written_whole` was killed over in `folder`; `pattern` matches final names."""
     for scratch in folder.glob(f".{pattern}-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove_unheld(scratch)
 
 
 @contextlib.contextmanager
@@ -120,14 +125,18 @@ def _remove_left(folder: Path) -> None:
     if folder in _cleared:
         return
     _cleared.add(folder)
-    for scratch in folder.glob(f".*-*{_SCRATCH}"):
+    for scratch in folder.glob(f".*{_SCRATCH}"):
         with contextlib.suppress(OSError):  # another process was quicker
-            if time.time() - scratch.stat().st_mtime < _LEFT:
-                continue
-            held = _hold(scratch)
-            if held is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
-                os.close(held)
+            named, age = _OURS.fullmatch(scratch.name), time.time() - scratch.stat().st_mtime
+            if named and age > _LEFT and set(os.listdir(scratch)) <= {named[1]}:
+                _remove_unheld(scratch)
+
+
+def _remove_unheld(scratch: Path) -> None:
+    held = _hold(scratch)
+    if held is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(held)
 
 
 def _flush(path: Path) -> None:

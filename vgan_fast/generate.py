@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from vgan_fast.checkpoint import open_weights
 from vgan_fast.cli import RunPath, SharedProgram
-from vgan_fast.clip_output import WHOLE, is_whole, output_options
+from vgan_fast.clip_output import PICTURES, WHOLE, is_whole, output_options
 from vgan_fast.device import find_device
 from vgan_fast.distributed import Ranks, joined
 from vgan_fast.energy_sampling import ChainSampler
@@ -145,7 +145,7 @@ def _is_given(context: click.Context, name: str) -> bool:
 def _export(run: Path, out: Path, form: str, others: set[str]) -> int:
     if others:
         raise UserError(f"--export: makes no clips; leave out {', '.join(sorted(others))}")
-    if out.suffix or out.exists():
+    if out.suffix in PICTURES or out.exists():
         raise UserError(f"--out {out}: --export makes a folder; give a name that is not there yet")
     if form == "hub":
         from vgan_fast.interchange.hub import publish as write

@@ -3,11 +3,11 @@
 import json
 import os
 import platform
-import shutil
+import time
 from pathlib import Path
 
-from vgan_fast.checkpoint import find_checkpoint, list_checkpoints
-from vgan_fast.errors import UserError
+from vgan_fast.checkpoint import find_checkpoint, is_whole, list_checkpoints
+from vgan_fast.foreign import MalformedError, read_json
 
 NOTE = "torchrun.json"  # in the folder of a run: which torchrun it belongs to
 
@@ -15,6 +15,7 @@ NOTE = "torchrun.json"  # in the folder of a run: which torchrun it belongs to
 def note_job(run: Path) -> None:
     """Leave in the folder of a run which torchrun has begun it, if any."""
     if (job := _job()) is not None:
+        run.mkdir(parents=True, exist_ok=True)
         (run / NOTE).write_text(json.dumps(job) + "\n", encoding="utf-8")
 
 
@@ -34,14 +35,15 @@ def begun_before(out: Path | None) -> Path | None:
 def newest_whole(run: Path) -> Path | None:
     """The newest checkpoint of a run none of whose bytes is missing or changed.
 
-    Broken ones behind it are removed: the run will write them again.
+    Broken ones after it are set aside under another name: the run will write them again.
     """
     for checkpoint in reversed(list_checkpoints(run)):
-        try:
+        if is_whole(checkpoint):
             return find_checkpoint(checkpoint)
-        except UserError as error:
-            print(f"removed: {error}")
-            shutil.rmtree(checkpoint)
+        aside = checkpoint.rename(
+            checkpoint.with_name(f"{checkpoint.name}-broken-{time.time_ns()}")
+        )
+        print(f"{checkpoint}: is missing, truncated or corrupt; set aside as {aside.name}")
     return None
 
 
@@ -59,6 +61,6 @@ def _job() -> dict | None:
 
 def _noted(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, dict, most=1 << 12)
+    except (OSError, MalformedError):
         return None

@@ -54,7 +54,7 @@ class Skipping:
                 good = self._are_finite(losses, now)
                 for kept in now:
                     old = before[id(kept)] if id(kept) in before else torch.zeros_like(kept)
-                    torch.where(good, kept, old, out=kept)
+                    torch.where(good.to(kept.device), kept, old, out=kept)
                 self._count(good)
             return losses
 

@@ -144,11 +144,12 @@ def _train(
     if complete:
         raise UserError(f"{out}: has all its {finished} steps; give --steps with a larger total")
 
+    if ranks.first:
+        with explained(out):  # Opening the data may take hours of decoding, and a restart.
+            note_job(out)
     with contextlib.closing(open_data(settings, out, position, ranks=ranks)) as clips:
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
-            if ranks.first:
-                note_job(out)
         say(_described(settings, step), clips.summary, f"writing to {out}", sep="\n")
         for file, reason in clips.skipped.items():
             say(f"skipped {file}: {reason}")

@@ -137,8 +137,13 @@ def train(
             bar.update()
             if done % step.read_every == 0 or done == settings.steps:
                 means = ranks.means(losses)
-                with explained(run):
-                    _report(step, means, pace, bar, writer, done, settings)
+                try:
+                    with explained(run):
+                        _report(step, means, pace, bar, writer, done, settings)
+                except UserError:
+                    if step.skipping:  # What was skipped has left the weights good.
+                        save(done)
+                    raise
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 pace.pause(save, done)  # Before the picture, which may fail.
             if is_sampled(done):
@@ -218,8 +223,8 @@ def _report(
         values = {name: value for name, value in values.items() if name not in broken}
     elif broken:
         raise UserError(
-            f"the loss '{broken[0]}' is not finite at step {done}: {step.remedy}, or resume the "
-            "run with --on-nan skip"
+            f"the loss '{broken[0]}' is not finite at step {done}: {step.remedy}, or pass over "
+            "such steps by --on-nan skip"
         )
     if writer is None:
         return

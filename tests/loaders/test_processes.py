@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.family import of_session
 from vgan_fast.errors import UserError
 from vgan_fast.loaders import processes as module
 from vgan_fast.loaders.processes import HungError, ProcessDiedError, Processes
@@ -261,19 +262,6 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     program.kill()
     program.wait()
     deadline = time.monotonic() + 10
-    while alive := _of_session(program.pid):
+    while alive := of_session(program.pid):
         assert time.monotonic() < deadline, alive
         time.sleep(0.05)
-
-
-def _of_session(session):
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(entry.name)
-    return found

@@ -18,6 +18,7 @@ from vgan_fast.checkpoint import (
 from vgan_fast.checkpoint import SETTINGS as SETTINGS_FILE
 from vgan_fast.checkpoint import STATE as STATE_FILE
 from vgan_fast.errors import UserError
+from vgan_fast.restart import newest_whole
 from vgan_fast.settings import Settings
 
 SETTINGS = Settings(keep=2)
@@ -121,6 +122,48 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     (left / "step-00000001").mkdir(parents=True)
     save_checkpoint(tmp_path, 2, {"net": network()}, STATE, SETTINGS)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_pickle_before_the_state_is_refused(saved):
+    path, _ = saved
+    state = path / STATE_FILE
+    state.write_bytes(pickle.dumps(bytearray(1000)) + state.read_bytes())
+    with pytest.raises(UserError, match="before its first part"):
+        load_state(path)
+
+
+def test_values_that_stand_in_many_places_are_looked_at_once(saved):
+    path, _ = saved
+    value = [1]
+    for _ in range(60):
+        value = [value, value]
+    torch.save({"step": 1, "shared": value}, path / STATE_FILE)
+    assert load_state(path)["step"] == 1
+
+
+def test_what_cannot_be_read_is_not_called_damaged(saved, monkeypatch):
+    path, _ = saved
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("vgan_fast.checkpoint.sha256_of", failing)
+    with pytest.raises(UserError, match=r"cannot be read \(input/output error\); try again"):
+        find_checkpoint(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        newest_whole(path.parent.parent)
+    assert path.exists()
+
+
+def test_after_a_restart_a_broken_checkpoint_is_set_aside(tmp_path, capsys):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"net": network()}, STATE, SETTINGS)
+    broken = tmp_path / "checkpoints" / "step-00000002"
+    (broken / WEIGHTS).write_bytes(b"half")
+    assert newest_whole(tmp_path).name == "step-00000001"
+    (aside,) = broken.parent.glob("step-00000002-broken-*")
+    assert (aside / WEIGHTS).read_bytes() == b"half"
+    assert f"{broken}: is missing, truncated or corrupt; set aside" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x08" + bytes(20)], ids=repr)

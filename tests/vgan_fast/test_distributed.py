@@ -131,7 +131,7 @@ def test_what_is_started_again_goes_on_from_the_last_whole_checkpoint(tmp_path, 
     attempt(2)
     assert run(*given, "--steps", 8) == 0
     said = capsys.readouterr().out
-    assert "step-00000006/weights.safetensors: is missing, truncated or corrupt" in said
+    assert "step-00000006: is missing, truncated or corrupt; set aside" in said
     assert "a process died: going on from" in said
     assert "step-00000004" in said
     assert find_checkpoint(out).name == "step-00000008"

@@ -44,10 +44,12 @@ def test_what_a_killed_program_left_is_removed_by_the_next(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b.gif"]
 
 
-def test_what_is_being_written_now_or_is_another_s_is_left_alone(tmp_path):
+@pytest.mark.parametrize("name", [".cache-folder", ".my-notes.part", ".a-12345678{}", ".b-2{}"])
+def test_what_is_being_written_now_or_is_another_s_is_left_alone(tmp_path, name):
     young = left_by_a_killed_program(tmp_path / "a.gif")
-    other = tmp_path / ".cache-folder"
+    other = tmp_path / name.format(files._SCRATCH)
     other.mkdir()
+    (other / "thesis.txt").write_text("mine")
     aged(other)
     with written_whole(tmp_path / "b.gif") as part:
         part.write_text("slow")

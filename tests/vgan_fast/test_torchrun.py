@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,8 +24,14 @@ RUN = [*TINY, "--steps", STEPS, "--checkpoint-every", 20, "--sample-every", 1000
 
 
 def torchrun(*arguments, restarts=0, program=("-m", "vgan_fast.train"), cwd=None):
-    """Two processes of a program and the torchrun that watches them."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Two processes of a program and the torchrun that watches them.
+
+    Not --standalone, which has a new store for each attempt.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = ["torch.distributed.run", "--master-port", str(port), "--nproc-per-node", "2"]
     launcher += ["--max-restarts", str(restarts), *program]
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, [*launcher, *arguments])],
