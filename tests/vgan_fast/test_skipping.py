@@ -104,7 +104,7 @@ WITHOUT_GRAPH = {"fp16", "original"}
 )
 def test_a_bad_step_changes_nothing_and_the_next_goes_on(poison, name, graph):
     kind, changes, bad = KINDS[name]
-    settings = dataclasses.replace(TINY, **changes, graph=graph)
+    settings = dataclasses.replace(TINY, **{**changes, "graph": graph})
     step = kind(settings, FakeGraph)
     for call in range(CALLS):
         before = state(step)
