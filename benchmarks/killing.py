@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -33,6 +34,12 @@ ORPHANS = 10.0  # seconds within which a killed program's own processes must end
 SPANS = {"train": (0.0, 2.0), "prepare": (0.0, 2.5)}
 EARLY, LONGEST_EARLY = 0.2, 1.0
 CHILDREN_WITHIN = 2.0  # seconds
+# What Python prints in a process that is born as its parent is killed: its own code, not ours.
+_CUT_OFF = re.compile(
+    r'Traceback \(most recent call last\):\n  File "<string>", line 1, in <module>\n'
+    r"(?:  .*\n)*?  File .*spawn\.py.*\n(?:  .*\n)*"
+    r"(?:EOFError: Ran out of input|BrokenPipeError: .*)\n?"
+)
 CHILDREN = 0.25  # of the kills: those that hit a decoding process where there is one
 
 
@@ -255,6 +262,9 @@ def _life(
         errors = told.read_text() if told.exists() else ""
         if sent == signal.SIGTERM and (left := os.listdir(scratch)):
             tally.wrong.append(f"left {left} among temporary files after SIGTERM")
+    if sent == signal.SIGKILL and _CUT_OFF.search(errors):
+        tally.counts["cut off at birth"] += 1
+        errors = _CUT_OFF.sub("", errors)
     if "Traceback" in errors:
         tally.wrong.append(f"a traceback after {sent}: {errors[-3000:]}")
     # A kill that came when all was done leaves nothing to resume.

@@ -110,3 +110,16 @@ def test_some_kills_and_a_short_soak(tmp_path):
     page = (tmp_path / "faults.md").read_text()
     assert "random kill points" in page
     assert "Wrong: 0." in page
+
+
+def test_only_what_python_prints_at_birth_is_counted_apart():
+    born = (
+        'Traceback (most recent call last):\n  File "<string>", line 1, in <module>\n'
+        '  File "/lib/multiprocessing/spawn.py", line 122, in spawn_main\n'
+        "    exitcode = _main(fd, parent_sentinel)\n"
+        "               ^^^^^^^^^^^^^^^^^^^^^^^^^^\nEOFError: Ran out of input\n"
+    )
+    ours = born.replace("EOFError: Ran out of input", "KeyError: 'clip'")
+    assert killing._CUT_OFF.sub("", f"preparing\n{born}") == "preparing\n"
+    assert not killing._CUT_OFF.search(ours)
+    assert not killing._CUT_OFF.search(born.replace('"<string>"', '"train.py"'))
