@@ -8,9 +8,9 @@ at random moments of a seed (a quarter of the lives see a decoding process kille
 it again, and holds what comes out against a run that nobody stopped: weights, optimisers, random
 state, losses by step, pictures, shards and manifest bit for bit, on a CPU. After each kill every
 checkpoint and every shard must be whole, no process of the program may be left, and SIGTERM must
-leave no temporary file; no program may hang or print a traceback. Counted apart is what Python itself
-prints in a process whose parent is killed while it is born ("cut off at birth"): no code of ours runs
-there yet.
+leave no temporary file; no program may hang or print a traceback. Counted apart is what Python
+itself prints in a process whose parent is killed while it is born ("cut off at birth"): no code of
+ours runs there yet.
 
 `--soak MINUTES` repeats training, generation, decoding and preparing in this process with faults:
 decoding processes killed, a broken file, losses that are NaN and skipped, disks that are full by a
