@@ -1,5 +1,6 @@
 """Calls in processes of their own, killed at every moment that matters."""
 
+import contextlib
 import os
 import random
 import signal
@@ -73,9 +74,11 @@ def outcome(processes, function, *arguments, seconds=30):
 
 def children():
     """Processes of this one that are alive."""
-    listed = Path(f"/proc/{os.getpid()}/task")
-    found = [(task / "children").read_text().split() for task in listed.iterdir()]
-    return {int(pid) for of_task in found for pid in of_task}
+    found = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def test_every_call_is_done_once_by_all_processes():
