@@ -16,6 +16,7 @@ save is counted in `benchmarks.scaling`.
 import contextlib
 import itertools
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -264,8 +265,11 @@ def joined() -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         spoke = ranks.speaks()
-        if isinstance(error, UserError) and not spoke:
-            raise SystemExit(2) from None
+        if isinstance(error, UserError):
+            if not spoke:
+                raise SystemExit(2) from None
+            # torchrun, which sees another process end first, must not come between it and its line.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
     finally:
         dist.destroy_process_group()

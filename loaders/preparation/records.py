@@ -4,8 +4,6 @@ These files lie in the set's folder for as long as it does, where anybody may ha
 shard's name must not lead out of the set, nor a digest into a name that is no digest.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, TypedDict
 
 from msgspec import Meta

@@ -27,7 +27,10 @@ def test_every_module_has_its_page_and_nothing_is_warned_of(tmp_path):
         text=True,
     )
     assert made.returncode == 0, made.stderr[-2000:]
-    assert "Warn" not in made.stderr, made.stderr[-2000:]
+    # A TypedDict does not know its bases at run time: pdoc says that it guesses the file.
+    known = re.compile(r"Warn: Cannot determine where \S+\.records\._Stored\.\w+ is taken from")
+    warned = [line for line in made.stderr.splitlines() if "Warn" in line and not known.match(line)]
+    assert not warned, made.stderr[-2000:]
     for name in ("models", "kernels/norm", "loaders/search", "interchange/hub", "study/server"):
         assert (tmp_path / "vgan_fast" / f"{name}.html").is_file()
     text = (tmp_path / "vgan_fast" / "kernels" / "norm.html").read_text(encoding="utf-8")
