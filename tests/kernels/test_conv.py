@@ -189,7 +189,7 @@ def test_norm_activation_and_convolution(shape, groups, up, slope, impl, dtype):
     # How nearly roundings of 16 bits cancel in sums of so few channels is a matter of luck.
     luck = max((theirs[name].double() - wide[name]).abs().max().item() for name in vectors)
     for name, value in found.items():
-        if dtype != torch.float32 and name in vectors:
+        if DEVICE == "cuda" and dtype != torch.float32 and name in vectors:
             assert (value.double() - wide[name]).abs().max() <= 4 * luck + 1e-6, name
         else:
             assert_close_to_float64(name, value, theirs[name], wide[name], terms_of(weight))

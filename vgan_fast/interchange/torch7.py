@@ -12,6 +12,7 @@ Files of machines whose long has 32 bits (Windows, 32-bit systems) are of the sa
 and are refused; `torch.save` them again on a 64-bit system, or in ASCII.
 """
 
+import abc
 import math
 import mmap
 import re
@@ -100,7 +101,7 @@ def read_torch7(path: Path) -> Any:
         raise UserError(f"{path}: holds more than there is memory for") from error
 
 
-class _Items:
+class _Items(abc.ABC):
     """The items that both encodings consist of, one after the other."""
 
     def __init__(self, path: Path, data: mmap.mmap):
@@ -126,9 +127,9 @@ class _Items:
         """Pass over a string."""
         self._pass(self._length(what))
 
+    @abc.abstractmethod
     def integer(self, what: str) -> int:
         """An int."""
-        raise NotImplementedError
 
     def longs(self, count: int, what: str) -> list[int]:
         """Some long integers."""
@@ -138,9 +139,9 @@ class _Items:
         """A double."""
         return float(self.elements(_ELEMENTS["Double"], 1, "a number")[0])
 
+    @abc.abstractmethod
     def elements(self, dtype: np.dtype, count: int, what: str) -> np.ndarray:
         """A copy of `count` elements of a storage."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Refuse what comes after the end."""
